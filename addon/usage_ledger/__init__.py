@@ -1,0 +1,10 @@
+"""claude-usage-ledger: exact books of what Claude bills, read from its streams as they pass a proxy.
+
+The rooms of the house, and the one direction in which data flows::
+
+    proxy (mitmproxy hooks) -> messages (bytes -> events -> usage -> verdict) -> ledger (SQLite) -> cli
+
+This module imports nothing: whoever opens one room does not pay for the others.
+"""
+
+__version__ = "0.1.0"

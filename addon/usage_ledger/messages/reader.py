@@ -1,0 +1,275 @@
+"""The reader: feed it a response body as it arrives, ask it for the verdict.
+
+Room: messages. Imports the standard library, `msgspec` and its neighbours in this room; neither mitmproxy nor SQLite.
+Promises: any bytes in any pieces give the same verdict as the whole, in bounded memory, and never an exception. JSON is
+decoded only of events that can carry usage; a delta of text costs a few searches for bytes.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import msgspec
+
+from usage_ledger.messages.decoding import Decoder, DecodingError, decoder_for, enough_to_tell
+from usage_ledger.messages.message import Message
+from usage_ledger.messages.sse import Event, EventReader
+from usage_ledger.messages.text import text_or_none
+from usage_ledger.messages.verdict import Ending, Evidence, Verdict, judge
+
+JSON_LIMIT = 32 * 1024 * 1024
+"""A JSON answer that is longer than this many bytes is not read."""
+
+MESSAGES_LIMIT = 16
+"""Messages kept apart in one body; the API sends one."""
+
+_MARKERS = (b"message_", b'"usage"', b"error", b'"fallback"')
+_MARKERS_BEFORE_OUTPUT = (*_MARKERS, b"content_block_delta")
+"""What an event must contain to be looked at; the first content block delta is looked at once, for the time it came."""
+
+_USAGE_EVENTS = frozenset({"message_start", "message_delta", "message_stop"})
+_CONTENT = frozenset({"content_block_start", "content_block_delta", "content_block_stop"})
+_KINDS = {name.encode(): name for name in (*_USAGE_EVENTS, *_CONTENT, "ping", "error")}
+_QUOTED_CONTENT = tuple((f'"{name}"'.encode(), name) for name in sorted(_CONTENT))
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+
+
+class _Event(msgspec.Struct):
+    """The fields of an event that the books need; decoding skips all others."""
+
+    type: Any = None
+    message: Any = None
+    delta: Any = None
+    usage: Any = None
+    error: Any = None
+    content_block: Any = None
+
+
+class _Answer(msgspec.Struct):
+    """A JSON answer; its content is kept raw, because only whether it is empty matters."""
+
+    id: Any = None
+    model: Any = None
+    stop_reason: Any = None
+    stop_details: Any = None
+    usage: Any = None
+    content: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+class MessageReader:
+    """Reads one response body.
+
+    `output_begun` turns true with the first content block delta, which is how a caller measures time to first token.
+    """
+
+    __slots__ = ("_body", "_decoder", "_encoding", "_events", "_evidence", "_head", "_messages", "_read", "_take")
+
+    def __init__(self, content_encoding: str = "") -> None:
+        self._encoding = content_encoding
+        self._messages: list[Message] = []
+        self._evidence = Evidence(messages=self._messages)
+        self._events = EventReader(_MARKERS_BEFORE_OUTPUT)
+        self._body = bytearray()
+        self._head = b""
+        self._decoder: Decoder | None = None
+        self._take: Callable[[bytes], None] = self._take_head
+        self._read: Callable[[bytes], None] = self._read_start
+
+    @property
+    def output_begun(self) -> bool:
+        return self._evidence.output_begun
+
+    @property
+    def usage_begun(self) -> bool:
+        """Whether any usage has been read so far."""
+        return any(message.usage is not None for message in self._messages)
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether reading stopped before the end of the body."""
+        return self._evidence.unreadable
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body, as they came from upstream, still encoded."""
+        self._take(data)
+
+    def give_up(self) -> None:
+        """Read no further: the body cannot be decoded, or something went wrong that no rule here foresees."""
+        self._evidence.unreadable = True
+        self._take = self._read = self._ignore
+        self._body.clear()
+
+    def finish(self, clean: bool) -> None:
+        """The body ended; `clean` where upstream ended it, not where it was cut."""
+        if self._head:
+            self._choose_decoder(self._head)
+        if self._body:
+            self._read_answer(clean)
+        elif clean and not self.unreadable:
+            for event in self._events.finish():
+                self._apply(event)
+
+    def verdict(self, ending: Ending, status: int | None, day: date | None = None) -> Verdict:
+        """Judge what was read so far, as if the response had ended now (see `verdict.judge`)."""
+        return judge(self._evidence, ending, status, day)
+
+    # From bytes to events. `_take` gets what came from upstream, `_read` what that decodes to. Each is always the
+    # narrowest step that fits, so that a chunk of a plain event stream goes straight to the event reader.
+
+    def _take_head(self, data: bytes) -> None:
+        self._head += data
+        if enough_to_tell(self._head):
+            self._choose_decoder(self._head)
+
+    def _choose_decoder(self, head: bytes) -> None:
+        self._head = b""
+        self._decoder = decoder_for(self._encoding, head)
+        self._take = self._read_start if self._decoder is None else self._decode
+        self._take(head)
+
+    def _decode(self, data: bytes) -> None:
+        assert self._decoder is not None
+        try:
+            for piece in self._decoder.feed(data):
+                self._read(piece)
+        except DecodingError:
+            self.give_up()
+
+    def _read_start(self, data: bytes) -> None:
+        first = data.lstrip(_BLANK)[:1]
+        if not first:
+            self._events.feed(data)
+            return
+        self._read = self._read_json if first == b"{" else self._read_events
+        if self._decoder is None:
+            self._take = self._read
+        self._read(data)
+
+    def _read_events(self, data: bytes) -> None:
+        for event in self._events.feed(data):
+            self._apply(event)
+
+    def _read_json(self, data: bytes) -> None:
+        self._body += data
+        if len(self._body) > JSON_LIMIT:
+            self.give_up()
+
+    def _ignore(self, data: bytes) -> None:
+        """Nothing more is read of this body."""
+
+    # From events to evidence.
+
+    def _apply(self, event: Event) -> None:
+        data, kind = event.data, _kind(event)
+        if kind == "content_block_delta":
+            self._evidence.output_begun = True
+            self._events.markers = _MARKERS
+        if kind in _CONTENT and b'"usage"' not in data and b'"fallback"' not in data:
+            return
+        fields = None if event.truncated else _fields(data)
+        if fields is None:
+            if kind in _USAGE_EVENTS or (kind not in _CONTENT and b'"usage"' in data):
+                self._evidence.malformed = True
+            elif kind == "error":
+                self._evidence.stream_error = "error"
+            return
+        kind = kind or fields.type
+        if kind == "message_start":
+            self._start(fields)
+        elif kind == "message_delta":
+            self._current().delta(fields.delta, fields.usage)
+        elif kind == "message_stop":
+            self._current().stop(fields.usage)
+        elif kind == "error":
+            error = fields.error
+            name = error.get("type") if isinstance(error, dict) else None
+            self._evidence.stream_error = text_or_none(name, 64) or "error"
+        else:
+            if kind == "content_block_start":
+                self._evidence.fallback_model = _fallback_model([fields.content_block]) or self._evidence.fallback_model
+            if fields.usage is not None:
+                self._current().other(fields.usage)
+
+    def _start(self, fields: "_Event") -> None:
+        message = fields.message
+        if self._messages and not self._messages[-1].repeats(message):
+            if len(self._messages) < MESSAGES_LIMIT:
+                self._messages.append(Message())
+            else:
+                self._evidence.too_many_messages = True
+        self._current().start(message, fields.usage)
+
+    def _current(self) -> Message:
+        if not self._messages:
+            self._messages.append(Message())
+        return self._messages[-1]
+
+    def _read_answer(self, clean: bool) -> None:
+        """Read a JSON answer. One that was cut is no evidence of anything; one that is broken may hide its usage."""
+        body = bytes(self._body)
+        self._body.clear()
+        answer = _answer(body.removeprefix(b"\xef\xbb\xbf"))
+        if answer is None:
+            self._evidence.malformed = clean and b'"usage"' in body
+            return
+        content = answer.pop("content")
+        self._evidence.output_begun = bool(content)
+        self._evidence.fallback_model = _fallback_model(content)
+        self._current().whole(answer)
+
+
+def _kind(event: Event) -> str | None:
+    """Tell an event's kind without decoding it: its name, or what its data says; None where only decoding can tell."""
+    kind = _KINDS.get(event.name)
+    if kind is None:
+        # Quotes inside JSON text are escaped, so these bytes stand for a value of their own and not for prose.
+        for quoted, name in _QUOTED_CONTENT:
+            if quoted in event.data:
+                return name
+    return kind
+
+
+def _fields(data: bytes) -> _Event | None:
+    """Decode the fields of an event; None where the data is not a JSON object."""
+    try:
+        return _decode_event(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        tree = _object(data)
+        return None if tree is None else _Event(**{name: tree.get(name) for name in _Event.__struct_fields__})
+
+
+def _answer(body: bytes) -> dict[str, Any] | None:
+    """Decode a JSON answer; its `content` becomes a list only as far as needed (a filled one may be `[None]`)."""
+    try:
+        fields = msgspec.structs.asdict(_decode_answer(body))
+        raw = bytes(fields["content"])
+        if raw in (b"[]", b"null", b'""'):
+            fields["content"] = []
+        else:
+            fields["content"] = (msgspec.json.decode(raw) if b'"fallback"' in raw else None) or [None]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        tree = _object(body)
+        return None if tree is None else {name: tree.get(name) for name in _Answer.__struct_fields__}
+    return fields
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    """Decode a JSON object the lenient way (NaN, lone surrogates and other things msgspec refuses)."""
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _fallback_model(blocks: object) -> str | None:
+    """The serving model that a `fallback` content block names (`to.model`), else None."""
+    for block in blocks if isinstance(blocks, list) else []:
+        if isinstance(block, dict) and block.get("type") == "fallback" and isinstance(block.get("to"), dict):
+            return text_or_none(block["to"].get("model"), 128)
+    return None

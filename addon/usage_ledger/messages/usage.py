@@ -1,0 +1,227 @@
+"""Usage objects: what upstream counts, how the reports of one message merge, and what of them is billed.
+
+Room: messages. Imports the standard library, `msgspec` and its neighbours in this room. All counts are whole tokens (or
+requests, for the web tools). Promises that nothing is estimated: a count is what upstream said last, or 0.
+"""
+
+from typing import Any
+
+import msgspec
+
+from usage_ledger.messages.text import text_or_none
+
+COUNT_LIMIT = 10**15
+"""A count above this is not a count (SQLite's integers end at 9.2e18, and sums must fit as well)."""
+
+_KEYS_LIMIT = 64
+_DEPTH_LIMIT = 4
+_ENTRIES_LIMIT = 64
+
+
+class Counts(msgspec.Struct):
+    """Tokens by kind. `input_tokens` excludes cache tokens, `thinking_tokens` are part of `output_tokens`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_creation_5m_input_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    thinking_tokens: int = 0
+    web_search_requests: int = 0
+    web_fetch_requests: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens + self.cache_creation_input_tokens + self.cache_read_input_tokens
+
+    @property
+    def cache_split_unknown(self) -> bool:
+        """Whether some cache creation is not told apart into 5 minutes and 1 hour."""
+        split = self.cache_creation_5m_input_tokens + self.cache_creation_1h_input_tokens
+        return self.cache_creation_input_tokens > split
+
+    def add(self, other: "Counts") -> None:
+        for name in COUNT_NAMES:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def any(self) -> bool:
+        return any(getattr(self, name) for name in COUNT_NAMES)
+
+
+COUNT_NAMES = Counts.__struct_fields__
+
+_PATHS: tuple[tuple[str, ...], ...] = (
+    ("input_tokens",),
+    ("output_tokens",),
+    ("cache_creation_input_tokens",),
+    ("cache_creation", "ephemeral_5m_input_tokens"),
+    ("cache_creation", "ephemeral_1h_input_tokens"),
+    ("cache_read_input_tokens",),
+    ("output_tokens_details", "thinking_tokens"),
+    ("server_tool_use", "web_search_requests"),
+    ("server_tool_use", "web_fetch_requests"),
+)
+"""Where the API keeps each of `COUNT_NAMES` (SDK type `BetaUsage`)."""
+
+_GROUPS = frozenset(path[0] for path in _PATHS if len(path) == 2)
+
+
+class Iteration(msgspec.Struct):
+    """One entry of `usage.iterations`: an attempt, an advisor's turn or a compaction, with its own counts.
+
+    `billed` is None where upstream does not say: an attempt that was declined without output.
+    """
+
+    type: str | None
+    model: str | None
+    billed: bool | None
+    counts: Counts
+
+
+def as_count(value: object) -> int | None:
+    """Return a whole number >= 0 as int (`500.0` is one), None for anything else. `true` is not a number."""
+    if type(value) is int:
+        return value if 0 <= value <= COUNT_LIMIT else None
+    if type(value) is float and value.is_integer():
+        return as_count(int(value))
+    return None
+
+
+def sift(usage: object) -> tuple[dict[str, Any] | None, bool]:
+    """Take one usage object as upstream sent it; return it without invalid counts, and whether it had any.
+
+    None stands for no usage: null, `{}`, or something that is not an object (which is invalid as well).
+    """
+    if usage is None or usage == {}:
+        return None, False
+    if not isinstance(usage, dict):
+        return None, True
+    good, malformed = _sift_counts(usage)
+    entries = usage.get("iterations")
+    if entries is not None:
+        if isinstance(entries, list) and len(entries) <= _ENTRIES_LIMIT:
+            sifted = [_sift_counts(entry) for entry in entries if isinstance(entry, dict)]
+            malformed = malformed or len(sifted) < len(entries) or any(bad for _, bad in sifted)
+            good["iterations"] = [entry for entry, _ in sifted]
+        else:
+            malformed = True
+            del good["iterations"]
+    return good, malformed
+
+
+def _sift_counts(usage: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    good = dict(usage)
+    malformed = False
+    for group in _GROUPS:
+        value = usage.get(group)
+        if isinstance(value, dict):
+            good[group] = dict(value)
+        elif value is not None:
+            malformed = True
+            del good[group]
+    for path in _PATHS:
+        holder = good if len(path) == 1 else good.get(path[0])
+        if not isinstance(holder, dict):
+            continue
+        value = holder.get(path[-1])
+        if value is None:
+            continue
+        count = as_count(value)
+        if count is None:
+            malformed = True
+            del holder[path[-1]]
+        else:
+            holder[path[-1]] = count
+    return good, malformed
+
+
+def says_output(usage: dict[str, Any]) -> bool:
+    """Whether a sifted usage object tells the output, itself or in its iterations."""
+    return usage.get("output_tokens") is not None or any(
+        entry.get("output_tokens") is not None for entry in usage.get("iterations") or ()
+    )
+
+
+def says_anything(usage: dict[str, Any]) -> bool:
+    """Whether a sifted usage object tells any count at all, itself or in its iterations."""
+    return any(
+        (holder if len(path) == 1 else holder.get(path[0]) or {}).get(path[-1]) is not None
+        for holder in (usage, *(usage.get("iterations") or ()))
+        for path in _PATHS
+    )
+
+
+def merge(known: dict[str, Any], news: dict[str, Any], depth: int = 0) -> None:
+    """Merge a later usage object into `known`: the last positive value of each field wins.
+
+    A later null, 0, empty text or empty list erases nothing; numbers are never added up, because the API's counts are
+    cumulative (docs: "the token counts shown in the usage field of the message_delta event are cumulative").
+    """
+    for key, value in news.items():
+        if key not in known:
+            if len(known) < _KEYS_LIMIT:
+                known[key] = value
+        elif isinstance(value, dict):
+            if isinstance(known[key], dict) and depth < _DEPTH_LIMIT:
+                merge(known[key], value, depth + 1)
+            elif not known[key]:
+                known[key] = value
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            if value > 0:
+                known[key] = value
+        elif value or (value is False and known[key] is None):
+            known[key] = value
+
+
+def counts_of(usage: dict[str, Any]) -> Counts:
+    """Read the counts of a sifted usage object (or of one iteration); absent ones are 0.
+
+    A cache creation total below the sum of its split is raised to it; a total above it keeps the difference, which is
+    then of unknown duration (`Counts.cache_split_unknown`).
+    """
+    values = []
+    for path in _PATHS:
+        holder: Any = usage if len(path) == 1 else usage.get(path[0])
+        values.append(as_count(holder.get(path[-1])) or 0 if isinstance(holder, dict) else 0)
+    counts = Counts(*values)
+    counts.cache_creation_input_tokens = max(
+        counts.cache_creation_input_tokens,
+        counts.cache_creation_5m_input_tokens + counts.cache_creation_1h_input_tokens,
+    )
+    return counts
+
+
+def billed_by(usage: dict[str, Any]) -> tuple[Counts, list[Iteration]]:
+    """Return what a merged usage object bills, and its iterations.
+
+    "The `usage.iterations` array is the per-attempt record of what you're billed. The top-level counts describe only
+    the attempt that produced the returned message" (API docs, refusals and fallback). So the billed entries are added
+    up where they say anything, else the top level stands. What entries never carry (web tools, thinking) comes from
+    the top level.
+    """
+    top = counts_of(usage)
+    entries = [entry for entry in usage.get("iterations") or () if isinstance(entry, dict)]
+    fell_back = any(entry.get("type") == "fallback_message" for entry in entries)
+    iterations = []
+    for entry in entries:
+        counts = counts_of(entry)
+        # Whether a declined attempt without output is billed depends on its refusal's category, which is not told.
+        declined = fell_back and entry.get("type") == "message" and counts.output_tokens == 0
+        iterations.append(
+            Iteration(
+                type=text_or_none(entry.get("type"), 64),
+                model=text_or_none(entry.get("model"), 128),
+                billed=None if declined else True,
+                counts=counts,
+            )
+        )
+    if not any(iteration.counts.total_tokens for iteration in iterations):
+        return top, iterations
+    total = Counts()
+    for iteration in iterations:
+        if iteration.billed:
+            total.add(iteration.counts)
+    for name in ("thinking_tokens", "web_search_requests", "web_fetch_requests"):
+        setattr(total, name, max(getattr(total, name), getattr(top, name)))
+    return total, iterations
