@@ -24,9 +24,8 @@ JSON_LIMIT = 32 * 1024 * 1024
 MESSAGES_LIMIT = 16
 """Messages kept apart in one body; the API sends one."""
 
-_MARKERS = (b"message_", b'"usage"', b"error", b'"fallback"')
-_MARKERS_BEFORE_OUTPUT = (*_MARKERS, b"content_block_delta")
-"""What an event must contain to be looked at; the first content block delta is looked at once, for the time it came."""
+_MARKERS = (b"message_", b'"usage"', b"error")
+"""What an event must contain to be looked at."""
 
 _USAGE_EVENTS = frozenset({"message_start", "message_delta", "message_stop"})
 _CONTENT = frozenset({"content_block_start", "content_block_delta", "content_block_stop"})
@@ -43,7 +42,6 @@ class _Event(msgspec.Struct):
     delta: Any = None
     usage: Any = None
     error: Any = None
-    content_block: Any = None
 
 
 class _Answer(msgspec.Struct):
@@ -73,7 +71,7 @@ class MessageReader:
         self._encoding = content_encoding
         self._messages: list[Message] = []
         self._evidence = Evidence(messages=self._messages)
-        self._events = EventReader(_MARKERS_BEFORE_OUTPUT)
+        self._events = EventReader(_MARKERS, once=b"content_block_delta")
         self._body = bytearray()
         self._head = b""
         self._decoder: Decoder | None = None
@@ -168,8 +166,7 @@ class MessageReader:
         data, kind = event.data, _kind(event)
         if kind == "content_block_delta":
             self._evidence.output_begun = True
-            self._events.markers = _MARKERS
-        if kind in _CONTENT and b'"usage"' not in data and b'"fallback"' not in data:
+        if kind in _CONTENT and b'"usage"' not in data:
             return
         fields = None if event.truncated else _fields(data)
         if fields is None:
@@ -189,11 +186,8 @@ class MessageReader:
             error = fields.error
             name = error.get("type") if isinstance(error, dict) else None
             self._evidence.stream_error = text_or_none(name, 64) or "error"
-        else:
-            if kind == "content_block_start":
-                self._evidence.fallback_model = _fallback_model([fields.content_block]) or self._evidence.fallback_model
-            if fields.usage is not None:
-                self._current().other(fields.usage)
+        elif fields.usage is not None:
+            self._current().other(fields.usage)
 
     def _start(self, fields: "_Event") -> None:
         message = fields.message
@@ -217,9 +211,7 @@ class MessageReader:
         if answer is None:
             self._evidence.malformed = clean and b'"usage"' in body
             return
-        content = answer.pop("content")
-        self._evidence.output_begun = bool(content)
-        self._evidence.fallback_model = _fallback_model(content)
+        self._evidence.output_begun = bool(answer.pop("content"))
         self._current().whole(answer)
 
 
@@ -244,17 +236,13 @@ def _fields(data: bytes) -> _Event | None:
 
 
 def _answer(body: bytes) -> dict[str, Any] | None:
-    """Decode a JSON answer; its `content` becomes a list only as far as needed (a filled one may be `[None]`)."""
+    """Decode a JSON answer; of its `content` only whether there is any."""
     try:
         fields = msgspec.structs.asdict(_decode_answer(body))
-        raw = bytes(fields["content"])
-        if raw in (b"[]", b"null", b'""'):
-            fields["content"] = []
-        else:
-            fields["content"] = (msgspec.json.decode(raw) if b'"fallback"' in raw else None) or [None]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         tree = _object(body)
         return None if tree is None else {name: tree.get(name) for name in _Answer.__struct_fields__}
+    fields["content"] = bytes(fields["content"]) not in (b"[]", b"null", b'""')
     return fields
 
 
@@ -265,11 +253,3 @@ def _object(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return tree if isinstance(tree, dict) else None
-
-
-def _fallback_model(blocks: object) -> str | None:
-    """The serving model that a `fallback` content block names (`to.model`), else None."""
-    for block in blocks if isinstance(blocks, list) else []:
-        if isinstance(block, dict) and block.get("type") == "fallback" and isinstance(block.get("to"), dict):
-            return text_or_none(block["to"].get("model"), 128)
-    return None

@@ -7,6 +7,8 @@ books need: an event that lacks its final blank line counts when the stream ende
 Most of a Claude stream is text that carries no usage. `EventReader` therefore looks for the bytes that an interesting
 event must contain (`markers`) and takes apart only the events that contain one of them; all others are passed over
 without being split, decoded or copied. It keeps at most one unfinished event, and never more than `EVENT_LIMIT` bytes.
+
+Bytes are searched with `find` and not with `in`, which first tries its operand as a number and so takes 200 ns longer.
 """
 
 from collections.abc import Iterable
@@ -29,12 +31,17 @@ class Event:
 
 
 class EventReader:
-    """Reads an event stream piece by piece; `markers` are the byte strings one of which a wanted event must contain."""
+    """Reads an event stream piece by piece.
 
-    __slots__ = ("_after_cr", "_bom", "_carry", "_skipping", "markers")
+    `markers` are the byte strings one of which a wanted event must contain; `once` is the name of a kind of event of
+    which only the first is wanted.
+    """
 
-    def __init__(self, markers: tuple[bytes, ...]) -> None:
-        self.markers = markers
+    __slots__ = ("_after_cr", "_bom", "_carry", "_markers", "_once", "_skipping")
+
+    def __init__(self, markers: tuple[bytes, ...], once: bytes) -> None:
+        self._markers = markers
+        self._once: bytes | None = once
         self._bom: bytes | None = b""
         self._carry = bytearray()
         self._after_cr = False
@@ -44,7 +51,7 @@ class EventReader:
         """Take the next bytes of the stream; return the wanted events that they complete, in order."""
         if self._bom is not None:
             data = self._without_bom(data)
-        if self._after_cr or b"\r" in data:
+        if self._after_cr or data.find(b"\r") >= 0:
             data = self._with_lf(data)
         carry = self._carry
         if carry or not data.endswith(b"\n\n"):
@@ -59,11 +66,13 @@ class EventReader:
         if self._skipping:
             self._skipping = False
             data = data[data.find(b"\n\n") + 2 :]
-        events = [] if len(carry) <= EVENT_LIMIT else list(self._shorten())
-        for marker in self.markers:
-            if marker in data:
-                return self._wanted(data) + events
-        return events
+        cut_short = self._shorten() if len(carry) > EVENT_LIMIT else ()
+        if self._once is not None:
+            return [*self._wanted(data), *cut_short]
+        for marker in self._markers:
+            if data.find(marker) >= 0:
+                return [*self._wanted(data), *cut_short]
+        return cut_short
 
     def finish(self) -> Iterable[Event]:
         """The stream ended cleanly: return its last event if that lacked the blank line."""
@@ -75,13 +84,25 @@ class EventReader:
 
     def _wanted(self, block: bytes) -> list[Event]:
         """Take apart those events of a block of whole events that contain a marker."""
-        events = []
-        for raw in block.split(b"\n\n"):
-            if any(marker in raw for marker in self.markers):
-                event = _parse(raw)
-                if event is not None:
-                    events.append(event)
-        return events
+        events = {}
+        for marker in self._markers:
+            place = block.find(marker)
+            while place >= 0:
+                start, end = _around(block, place)
+                if start not in events:
+                    events[start] = _parse(block[start:end])
+                place = block.find(marker, end)
+        if self._once is not None:
+            place = block.find(self._once)
+            while place >= 0:
+                start, end = _around(block, place)
+                event = events.get(start) or _parse(block[start:end])
+                if event is not None and (event.name == self._once or b'"' + self._once + b'"' in event.data):
+                    events[start] = event
+                    self._once = None
+                    break
+                place = block.find(self._once, end)
+        return [event for _, event in sorted(events.items()) if event is not None]
 
     def _shorten(self) -> Iterable[Event]:
         """Give up an unfinished event that has grown past the limit, and skip to its end."""
@@ -92,13 +113,10 @@ class EventReader:
         head = bytes(carry[:EVENT_LIMIT])
         del carry[:-1]  # the last byte may be the first half of the blank line
         self._skipping = True
-        if not first_time or not any(marker in head for marker in self.markers):
-            return ()
-        event = _parse(head)
-        if event is None:
-            return ()
-        event.truncated = True
-        return [event]
+        events = self._wanted(head) if first_time else []
+        for event in events:
+            event.truncated = True
+        return events
 
     def _without_bom(self, data: bytes) -> bytes:
         """Drop one leading byte order mark, which may arrive in pieces."""
@@ -117,6 +135,13 @@ class EventReader:
         if data.endswith(b"\r"):
             self._after_cr = True
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _around(block: bytes, place: int) -> tuple[int, int]:
+    """Return where the event around `place` starts and ends."""
+    start = block.rfind(b"\n\n", 0, place)
+    end = block.find(b"\n\n", place)
+    return (0 if start < 0 else start + 2), (len(block) if end < 0 else end)
 
 
 def _parse(raw: bytes) -> Event | None:

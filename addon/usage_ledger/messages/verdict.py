@@ -67,7 +67,6 @@ class Evidence(msgspec.Struct):
     malformed: bool = False
     unreadable: bool = False
     too_many_messages: bool = False
-    fallback_model: str | None = None
 
 
 class Verdict(msgspec.Struct):
@@ -137,8 +136,9 @@ def _described(evidence: Evidence) -> Verdict:
                 setattr(verdict, name, clean(value, 64))
     if raw:
         verdict.usage_raw = _as_json(raw[0] if len(raw) == 1 else raw)
-    if evidence.fallback_model:
-        verdict.metadata["fallback_model"] = evidence.fallback_model
+    for iteration in verdict.iterations:
+        if iteration.type == "fallback_message" and iteration.model:
+            verdict.metadata["fallback_model"] = iteration.model
     if evidence.stream_error:
         verdict.metadata["stream_error"] = evidence.stream_error
     return verdict
