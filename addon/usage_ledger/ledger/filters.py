@@ -1,0 +1,77 @@
+"""Filters: which rows a reading command is about.
+
+Room: ledger. Imports the standard library only. Every value from outside is bound, never written into SQL.
+"""
+
+import dataclasses
+import re
+from datetime import UTC, datetime, timedelta
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_AGO = re.compile(r"(\d{1,6})([smhdw])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """The shared filters. Times are as in the ledger (`as_moment`); `since` is included, `until` is not.
+
+    Several values of one filter mean any of them; a `*` in one stands for any characters.
+    """
+
+    since: str | None = None
+    until: str | None = None
+    accounts: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    flagged: bool = False
+
+    def where(self) -> tuple[str, list[str]]:
+        """Return an SQL condition over `usage_records`, and the values to bind."""
+        conditions, values = ["true"], []
+        for operator, moment in ((">=", self.since), ("<", self.until)):
+            if moment is not None:
+                conditions.append(f"occurred_at {operator} ?")
+                values.append(moment)
+        for column, wanted in (
+            ("account_id", self.accounts),
+            ("api_key_hint", self.keys),
+            ("model", self.models),
+            ("tag", self.tags),
+            ("usage_state", self.states),
+        ):
+            if wanted:
+                conditions.append("(" + " OR ".join(_matches(column, value) for value in wanted) + ")")
+                values += [_pattern(value) if "*" in value else value for value in wanted]
+        if self.flagged:
+            conditions.append("requires_manual_review = 1")
+        return " AND ".join(conditions), values
+
+
+def _matches(column: str, value: str) -> str:
+    return f"{column} GLOB ?" if "*" in value else f"{column} = ?"
+
+
+def _pattern(value: str) -> str:
+    """Leave `*` its meaning in GLOB, and take theirs from the other special characters."""
+    return re.sub(r"[\[?]", lambda found: f"[{found[0]}]", value)
+
+
+def as_moment(text: str, now: datetime | None = None) -> str:
+    """Turn `2026-11-01`, `2026-11-01T08:30+01:00`, `90m`, `24h` or `7d` (ago) into a ledger time.
+
+    A time without a zone is UTC. Raises ValueError for anything else.
+    """
+    ago = _AGO.fullmatch(text)
+    if ago:
+        moment = (now or datetime.now(UTC)) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    else:
+        moment = datetime.fromisoformat(text)
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return format_moment(moment)
+
+
+def format_moment(moment: datetime) -> str:
+    """Format a UTC time the way the ledger holds it: ISO 8601, milliseconds, `Z`."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03}Z"

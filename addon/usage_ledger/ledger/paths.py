@@ -1,0 +1,53 @@
+"""Where the ledger is, and with which permissions it is made.
+
+Room: ledger. Imports the standard library and `platformdirs`. Promises that files are private from the moment they
+exist: 0600, or 0660 in a setgid folder that its group may write, which is how several users share one ledger.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+ENVIRONMENT = "USAGE_LEDGER_DB"
+
+
+def ledger_path(given: str | os.PathLike[str] | None = None) -> Path:
+    """Return the ledger's absolute path: what is given, else `$USAGE_LEDGER_DB`, else the user's data folder."""
+    chosen = str(given or "") or os.environ.get(ENVIRONMENT, "")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs  # only where nobody has said a path
+
+    return Path(platformdirs.user_data_dir("usage-ledger", appauthor=False)) / "usage.db"
+
+
+def shared_by_group(folder: Path) -> bool:
+    """Whether the folder is one that a group shares (setgid and group-writable)."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_ISGID and mode & stat.S_IWGRP)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make the folder if there is none: 0700, or 2770 inside a folder that a group shares."""
+    if folder.is_dir():
+        return
+    if not folder.parent.is_dir():
+        make_private_folder(folder.parent)
+    shared = shared_by_group(folder.parent)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return  # another process was faster
+    if shared:
+        folder.chmod(0o2770)
+
+
+def open_private_file(path: Path, flags: int) -> int:
+    """Open a file by descriptor with `flags`, and see to it that a new one is private."""
+    mode = 0o660 if shared_by_group(path.parent) else 0o600
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        return os.open(path, flags | os.O_CLOEXEC)
+    os.fchmod(descriptor, mode)  # the umask may have taken the group's rights away
+    return descriptor

@@ -1,0 +1,92 @@
+"""The record: one row of `usage_records`, as everything outside this room builds it.
+
+Room: ledger. Imports `msgspec` only. A record is encoded as a JSON array of its columns in table order, so a whole
+batch crosses into SQLite as one bound text (`writer`).
+"""
+
+import msgspec
+
+
+class IterationRow(msgspec.Struct, array_like=True):
+    """One row of `usage_iterations`. `billed`: 1, 0, or None where upstream does not say. All counts are tokens."""
+
+    record_id: str
+    position: int
+    type: str | None
+    model: str | None
+    billed: int | None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_creation_5m_input_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
+class Record(msgspec.Struct, array_like=True, kw_only=True):
+    """One request. Times are ISO 8601 UTC with milliseconds and `Z`, `_ms` are milliseconds, `total_cost` is USD.
+
+    `usage_raw` and `metadata` are JSON text. The fields are the table's columns, in its order.
+    """
+
+    id: str
+    occurred_at: str
+    completed_at: str | None = None
+    account_id: str = "unknown"
+    api_key_hint: str | None = None
+    credential_kind: str = "none"
+    organization_id: str | None = None
+    workspace_id: str | None = None
+    request_id: str | None = None
+    session_id: str | None = None
+    tag: str | None = None
+    host: str
+    path: str
+    requested_model: str | None = None
+    model: str = "unknown"
+    message_id: str | None = None
+    stop_reason: str | None = None
+    service_tier: str | None = None
+    inference_geo: str | None = None
+    speed: str | None = None
+    stream: int = 0
+    http_status: int | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_creation_5m_input_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    thinking_tokens: int = 0
+    web_search_requests: int = 0
+    web_fetch_requests: int = 0
+    total_tokens: int = 0
+    usage_state: str = "pending"
+    requires_manual_review: int = 0
+    review_reason: str | None = None
+    total_cost: str | None = None
+    price_source: str | None = None
+    duration_ms: int | None = None
+    time_to_first_token_ms: int | None = None
+    response_bytes: int | None = None
+    origin: str = "live"
+    usage_raw: str | None = None
+    metadata: str = "{}"
+    writer: str = ""
+
+
+COLUMNS: tuple[str, ...] = Record.__struct_fields__
+ITERATION_COLUMNS: tuple[str, ...] = IterationRow.__struct_fields__
+
+
+class Entry(msgspec.Struct):
+    """What is handed to the writer: a record with its iterations, and how it finds its row.
+
+    `identify` is set for flows whose id is new at each read (HAR): the row is then found by request id, else message
+    id, else start, host and path, before the record's own id is used. `only_new` adds a row but changes none.
+    """
+
+    record: Record
+    iterations: list[IterationRow] = msgspec.field(default_factory=list)
+    identify: bool = False
+    only_new: bool = False

@@ -1,0 +1,114 @@
+"""The ledger's schema, as append-only migrations.
+
+Room: ledger, the only place that knows the schema. Imports the standard library, `sqlite-utils` and `marks`. Promises that
+migrations are additive within a major version, so that old and new proxies write to one ledger during an upgrade.
+SQLite from 3.40 on will do.
+"""
+
+import sqlite3
+
+from sqlite_utils import Database, Migrations
+
+from usage_ledger.ledger.marks import APPLICATION_ID, MAJOR, check_marks
+
+_migrations = Migrations("usage_ledger")
+
+
+@_migrations()
+def create_usage_records(database: Database) -> None:
+    """One row per request, and the entries of its `usage.iterations`."""
+    database.execute(
+        """
+        CREATE TABLE usage_records (
+            id TEXT PRIMARY KEY NOT NULL,
+            occurred_at TEXT NOT NULL,
+            completed_at TEXT,
+            account_id TEXT NOT NULL,
+            api_key_hint TEXT,
+            credential_kind TEXT NOT NULL,
+            organization_id TEXT,
+            workspace_id TEXT,
+            request_id TEXT,
+            session_id TEXT,
+            tag TEXT,
+            host TEXT NOT NULL,
+            path TEXT NOT NULL,
+            requested_model TEXT,
+            model TEXT NOT NULL,
+            message_id TEXT,
+            stop_reason TEXT,
+            service_tier TEXT,
+            inference_geo TEXT,
+            speed TEXT,
+            stream INTEGER NOT NULL,
+            http_status INTEGER,
+            input_tokens INTEGER NOT NULL,
+            output_tokens INTEGER NOT NULL,
+            cache_creation_input_tokens INTEGER NOT NULL,
+            cache_creation_5m_input_tokens INTEGER NOT NULL,
+            cache_creation_1h_input_tokens INTEGER NOT NULL,
+            cache_read_input_tokens INTEGER NOT NULL,
+            thinking_tokens INTEGER NOT NULL,
+            web_search_requests INTEGER NOT NULL,
+            web_fetch_requests INTEGER NOT NULL,
+            total_tokens INTEGER NOT NULL,
+            usage_state TEXT NOT NULL,
+            requires_manual_review INTEGER NOT NULL,
+            review_reason TEXT,
+            total_cost TEXT,
+            price_source TEXT,
+            duration_ms INTEGER,
+            time_to_first_token_ms INTEGER,
+            response_bytes INTEGER,
+            origin TEXT NOT NULL,
+            usage_raw TEXT,
+            metadata TEXT NOT NULL,
+            writer TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    database.execute(
+        """
+        CREATE TABLE usage_iterations (
+            record_id TEXT NOT NULL REFERENCES usage_records(id),
+            position INTEGER NOT NULL,
+            type TEXT,
+            model TEXT,
+            billed INTEGER,
+            input_tokens INTEGER NOT NULL,
+            output_tokens INTEGER NOT NULL,
+            cache_creation_input_tokens INTEGER NOT NULL,
+            cache_creation_5m_input_tokens INTEGER NOT NULL,
+            cache_creation_1h_input_tokens INTEGER NOT NULL,
+            cache_read_input_tokens INTEGER NOT NULL,
+            PRIMARY KEY (record_id, position)
+        ) STRICT, WITHOUT ROWID
+        """
+    )
+    # Every index costs each request a page to write, so there are only those that a lookup or the review queue needs.
+    database.execute("CREATE INDEX usage_records_occurred_at ON usage_records(occurred_at)")
+    database.execute("CREATE INDEX usage_records_request_id ON usage_records(request_id) WHERE request_id IS NOT NULL")
+    database.execute("CREATE INDEX usage_records_message_id ON usage_records(message_id) WHERE message_id IS NOT NULL")
+    database.execute(
+        "CREATE INDEX usage_records_flagged ON usage_records(occurred_at) WHERE requires_manual_review = 1"
+    )
+    database.execute("CREATE INDEX usage_records_pending ON usage_records(writer) WHERE usage_state = 'pending'")
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date; safe when several processes do it at once.
+
+    The whole step runs in one write transaction: whoever comes second finds nothing left to do.
+    """
+    database = Database(connection)
+    if check_marks(connection, "the database") and not _migrations.pending(database):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _migrations.apply(database)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {MAJOR}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")

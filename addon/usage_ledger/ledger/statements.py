@@ -1,0 +1,88 @@
+"""The statements that write rows. Each takes a whole batch as one JSON text.
+
+Room: ledger. Imports its neighbours in this room. One statement a batch crosses into SQLite once, so the interpreter
+lock is given up once and the proxy's event loop is not disturbed per row. Promises that a row is never replaced by a
+worse one: corrected > complete > none > partial > missing > pending, and that a row of the same worth changes nothing
+(but a partial row takes a larger lower bound, and a pending row the usage read so far).
+"""
+
+from usage_ledger.ledger.record import COLUMNS, ITERATION_COLUMNS
+
+
+def _rank(row: str) -> str:
+    """SQL for the worth of a row that is in flight or settled by the proxy; corrected rows outrank all of these."""
+    return (
+        f"CASE {row}.usage_state WHEN 'complete' THEN 4 WHEN 'none' THEN 3 WHEN 'partial' THEN 2 "
+        f"WHEN 'missing' THEN 1 ELSE 0 END"
+    )
+
+
+def _values(columns: tuple[str, ...]) -> str:
+    return ", ".join(f"json_extract(value, '$[{place}]')" for place, _ in enumerate(columns))
+
+
+_OLD = "usage_records"
+_NEW = "excluded"
+
+# What a replay cannot see is kept from the row it improves.
+_KEPT = frozenset({"tag", "time_to_first_token_ms", "api_key_hint", "session_id", "organization_id", "workspace_id"})
+_SET = ", ".join(
+    f"{name} = coalesce({_NEW}.{name}, {_OLD}.{name})" if name in _KEPT else f"{name} = {_NEW}.{name}"
+    for name in COLUMNS
+    if name not in ("id", "occurred_at")
+)
+_BETTER = f"""
+    json_extract({_OLD}.metadata, '$._manually_updated') IS NOT 1 AND (
+        {_rank(_NEW)} > {_rank(_OLD)}
+        OR ({_NEW}.usage_state = 'partial' AND {_OLD}.usage_state = 'partial'
+            AND {_NEW}.total_tokens > {_OLD}.total_tokens)
+        OR ({_NEW}.usage_state = 'pending' AND {_OLD}.usage_state = 'pending'
+            AND {_OLD}.writer = {_NEW}.writer AND {_NEW}.usage_raw IS NOT NULL)
+    )
+"""
+_INSERT = f"INSERT INTO usage_records ({', '.join(COLUMNS)}) SELECT {_values(COLUMNS)} FROM json_each(?1) WHERE true"
+
+UPSERT = f"{_INSERT} ON CONFLICT(id) DO UPDATE SET {_SET} WHERE {_BETTER}"
+"""Write records (a JSON array of arrays); worse ones than the ledger holds change nothing."""
+
+UPSERT_TELLING = f"{UPSERT} RETURNING id"
+"""The same, returning the ids of the rows that were added or changed."""
+
+INSERT_NEW = f"{_INSERT} ON CONFLICT(id) DO NOTHING"
+"""Write records that may only add rows."""
+
+DELETE_ITERATIONS = "DELETE FROM usage_iterations WHERE record_id IN (SELECT value FROM json_each(?1))"
+INSERT_ITERATIONS = (
+    f"INSERT INTO usage_iterations ({', '.join(ITERATION_COLUMNS)}) "
+    f"SELECT {_values(ITERATION_COLUMNS)} FROM json_each(?1)"
+)
+
+WITHDRAW = """
+    DELETE FROM usage_records
+    WHERE id IN (SELECT value FROM json_each(?1)) AND usage_state = 'pending'
+"""
+"""Remove the pending rows of requests that turned out to be answered by the proxy itself."""
+
+FIND_BY_REQUEST_ID = "SELECT id FROM usage_records WHERE request_id = ?1 ORDER BY occurred_at LIMIT 1"
+FIND_BY_MESSAGE_ID = "SELECT id FROM usage_records WHERE message_id = ?1 ORDER BY occurred_at LIMIT 1"
+FIND_BY_START = """
+    SELECT id FROM usage_records
+    WHERE occurred_at = ?1 AND host = ?2 AND path = ?3
+        AND coalesce(request_id, ?4) IS ?4 AND coalesce(message_id, ?5) IS ?5
+    ORDER BY id LIMIT 1
+"""
+
+PENDING_WRITERS = "SELECT DISTINCT writer FROM usage_records WHERE usage_state = 'pending'"
+SETTLE_DEAD = """
+    UPDATE usage_records SET
+        usage_state = CASE WHEN usage_raw IS NULL THEN 'missing' ELSE 'partial' END,
+        requires_manual_review = 1,
+        review_reason = 'proxy_stopped',
+        metadata = json_set(
+            metadata,
+            CASE WHEN usage_raw IS NULL THEN '$._no_usage_data' ELSE '$._partial_usage' END, json('true'),
+            '$._requires_manual_review', json('true')
+        )
+    WHERE usage_state = 'pending' AND writer = ?1
+"""
+"""Settle the rows that a dead writer left in flight, on what their streams had told so far."""

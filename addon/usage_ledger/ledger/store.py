@@ -1,0 +1,130 @@
+"""The store: one open connection that writes rows. Lives on one thread.
+
+Room: ledger. Imports the standard library and its neighbours in this room. Promises that a batch is written whole or
+not at all, that files are private, and that opening a ledger settles the rows that dead writers left pending.
+"""
+
+import os
+import sqlite3
+from pathlib import Path
+
+import msgspec
+
+from usage_ledger.ledger import presence, statements
+from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.paths import make_private_folder, open_private_file
+from usage_ledger.ledger.record import Entry
+from usage_ledger.ledger.schema import migrate
+
+BUSY_MS = 1500
+"""How long a commit waits for another writer's lock before the rows are kept for a later try."""
+
+
+class Store:
+    """An open ledger. `durability` is `full` (fsync each commit) or `normal` (survives the process, not the power)."""
+
+    def __init__(self, path: Path, durability: str, writer_id: str) -> None:
+        self.path = path
+        self._writer_id = writer_id
+        make_private_folder(path.parent)
+        os.close(open_private_file(path, os.O_RDWR))
+        self._connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_MS / 1000, check_same_thread=False)
+        try:
+            self._prepare(durability)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._identity = _identity(path)
+
+    def _prepare(self, durability: str) -> None:
+        connection = self._connection
+        migrate(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        connection.execute("PRAGMA journal_size_limit = 67108864")  # give back what a long reader let the WAL grow to
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to the file that is open here."""
+        return _identity(self.path) == self._identity
+
+    def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
+        """Write a batch of entries and remove withdrawn pending rows, in one transaction."""
+        plain = [entry for entry in entries if not entry.iterations and not entry.only_new and not entry.identify]
+        if len(plain) == len(entries) and not withdrawn:
+            self._connection.execute(statements.UPSERT, (_as_json([entry.record for entry in entries]),))
+            return
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for entry in entries:
+                if entry.identify:
+                    self._identify(entry)
+            self._upsert([entry for entry in entries if not entry.only_new])
+            new = [entry.record for entry in entries if entry.only_new]
+            if new:
+                self._connection.execute(statements.INSERT_NEW, (_as_json(new),))
+            if withdrawn:
+                self._connection.execute(statements.WITHDRAW, (_as_json(withdrawn),))
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def _upsert(self, entries: list[Entry]) -> None:
+        """Write the records, and the iterations of those that were added or improved."""
+        text = _as_json([entry.record for entry in entries])
+        changed = {row[0] for row in self._connection.execute(statements.UPSERT_TELLING, (text,))}
+        rows = [row for entry in entries if entry.record.id in changed for row in entry.iterations]
+        if rows:
+            self._connection.execute(statements.DELETE_ITERATIONS, (_as_json([row.record_id for row in rows]),))
+            self._connection.execute(statements.INSERT_ITERATIONS, (_as_json(rows),))
+
+    def _identify(self, entry: Entry) -> None:
+        """Give an entry whose flow id does not last the id of the row that it already has."""
+        record = entry.record
+        for statement, values in (
+            (statements.FIND_BY_REQUEST_ID, (record.request_id,)),
+            (statements.FIND_BY_MESSAGE_ID, (record.message_id,)),
+            (
+                statements.FIND_BY_START,
+                (record.occurred_at, record.host, record.path, record.request_id, record.message_id),
+            ),
+        ):
+            found = self._connection.execute(statement, values).fetchone() if values[0] else None
+            if found:
+                record.id = found[0]
+                for iteration in entry.iterations:
+                    iteration.record_id = record.id
+                return
+
+    def settle_dead_writers(self) -> int:
+        """Settle the pending rows of writers that no longer run; return how many there were."""
+        settled = 0
+        for (writer,) in self._connection.execute(statements.PENDING_WRITERS).fetchall():
+            writer_id = writer.rpartition(" ")[2]
+            if writer_id != self._writer_id and not presence.is_alive(self.path, writer_id):
+                settled += self._connection.execute(statements.SETTLE_DEAD, (writer,)).rowcount
+        presence.forget_dead_writers(self.path)
+        return settled
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _as_json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether an error is the ledger's (disk, locks, permissions) and may pass, rather than one row's."""
+    return isinstance(error, sqlite3.OperationalError | OSError | LedgerError) or (
+        isinstance(error, sqlite3.DatabaseError)
+        and not isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.ProgrammingError)
+    )

@@ -1,0 +1,217 @@
+"""The writer: one thread a process and ledger, which commits what flows hand it in groups.
+
+Room: ledger. Imports the standard library and its neighbours in this room; knows nothing of mitmproxy. Promises:
+
+- `submit` never blocks the event loop: it appends to the open batch and returns that batch's future, which every flow
+  of the batch awaits. While one batch is being committed the next one fills (group commit).
+- Nothing is lost while the ledger cannot be written: rows wait, in order, and are tried again every half second.
+  The future then says False at once, so that no flow waits for a broken disk.
+- Trouble is told once when it begins and once when it ends.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import queue
+import threading
+from pathlib import Path
+
+from usage_ledger import __version__
+from usage_ledger.ledger.paths import make_private_folder
+from usage_ledger.ledger.presence import Presence, new_writer_id
+from usage_ledger.ledger.record import Entry
+from usage_ledger.ledger.store import Store, is_trouble
+
+RETRY_SECONDS = 0.5
+
+_log = logging.getLogger("usage_ledger")
+
+
+class _Batch:
+    """What one commit takes, and the future that tells those who handed it in whether it is on disk."""
+
+    __slots__ = ("entries", "outcome", "withdrawn")
+
+    def __init__(self, outcome: "asyncio.Future[bool]") -> None:
+        self.entries: list[Entry] = []
+        self.withdrawn: list[str] = []
+        self.outcome = outcome
+
+
+class Writer:
+    """Writes to one ledger for the whole process. Made by `writer_for`, closed at exit."""
+
+    def __init__(self, path: Path, durability: str) -> None:
+        self.path = path
+        self.durability = durability
+        self.trouble: str | None = None
+        self._id = new_writer_id()
+        self.name = f"{__version__} {self._id}"
+        self._lock = threading.Lock()
+        self._open: _Batch | None = None
+        self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._store: Store | None = None
+        self._presence: Presence | None = None
+        self._backlog: list[Entry] = []
+        self._backlog_withdrawn: list[str] = []
+        self._thread = threading.Thread(target=self._run, name="usage-ledger-writer", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    # On the event loop.
+
+    def submit(self, entry: Entry) -> "asyncio.Future[bool]":
+        """Hand in a row; the future (shared by the batch: shield it) tells whether it was committed."""
+        return self._hand_in(entry, None)
+
+    def withdraw(self, record_id: str) -> "asyncio.Future[bool]":
+        """Remove a row if it is still pending."""
+        return self._hand_in(None, record_id)
+
+    def _hand_in(self, entry: Entry | None, withdrawn: str | None) -> "asyncio.Future[bool]":
+        with self._lock:
+            batch = self._open
+            first = batch is None
+            if batch is None:
+                batch = self._open = _Batch(asyncio.get_running_loop().create_future())
+            if entry is not None:
+                batch.entries.append(entry)
+            if withdrawn is not None:
+                batch.withdrawn.append(withdrawn)
+        if first:
+            self._wake.put(True)
+        if self.trouble is None:
+            return batch.outcome
+        kept: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        kept.set_result(False)
+        return kept
+
+    async def flush(self) -> None:
+        """Wait until everything handed in so far is committed, or is known to wait for better times."""
+        with self._lock:
+            batch = self._open
+            if batch is None:
+                batch = self._open = _Batch(asyncio.get_running_loop().create_future())
+                self._wake.put(True)
+        await asyncio.shield(batch.outcome)
+
+    # On the writer's thread.
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            with contextlib.suppress(queue.Empty):  # nothing new, but what waits is tried again
+                running = self._wake.get(timeout=RETRY_SECONDS if self.trouble else None)
+            with self._lock:
+                batch, self._open = self._open, None
+            if batch is not None:
+                self._backlog += batch.entries
+                self._backlog_withdrawn += batch.withdrawn
+            written = self._write_backlog()
+            if batch is not None:
+                _tell(batch.outcome, written)
+        self._leave()
+
+    def _write_backlog(self) -> bool:
+        """Write all that waits; True when nothing is left waiting."""
+        count = len(self._backlog)
+        try:
+            store = self._ready_store()
+            if self._backlog or self._backlog_withdrawn:
+                store.write(self._backlog, self._backlog_withdrawn)
+        except Exception as error:  # noqa: BLE001 - whatever it is, rows are kept and the thread lives on
+            if is_trouble(error):
+                self._begin_trouble(error)
+                return False
+            self._write_one_by_one()
+        self._backlog.clear()
+        self._backlog_withdrawn.clear()
+        self._end_trouble(count)
+        return True
+
+    def _write_one_by_one(self) -> None:
+        """A row in the batch cannot be stored: find it, say which, and store the others."""
+        store = self._ready_store()
+        for entry in self._backlog:
+            try:
+                store.write([entry], [])
+            except Exception as error:  # noqa: BLE001 - see above
+                _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this: {error!r}")
+        store.write([], self._backlog_withdrawn)
+
+    def _ready_store(self) -> Store:
+        """Return the open store; open it (again) where it is not, or where the file was replaced or removed."""
+        if self._store is not None and not self._store.is_current():
+            self._store.close()
+            self._store = None
+        if self._store is None:
+            if self._presence is None or not self._presence.still_marked():
+                make_private_folder(self.path.parent)
+                self._presence = Presence(self.path, self._id)
+            self._store = Store(self.path, self.durability, self._id)
+            settled = self._store.settle_dead_writers()
+            if settled:
+                _log.warning(
+                    f"usage ledger: {settled} request(s) of a proxy that is gone were left in flight; "
+                    "they are flagged proxy_stopped"
+                )
+        return self._store
+
+    def _begin_trouble(self, error: Exception) -> None:
+        if self.trouble is None:
+            self.trouble = str(error)
+            _log.error(
+                f"usage ledger: cannot write {self.path}: {error}. Rows are kept and tried again every "
+                f"{RETRY_SECONDS} s; nothing is lost while this process runs"
+            )
+
+    def _end_trouble(self, count: int) -> None:
+        if self.trouble is not None:
+            self.trouble = None
+            _log.warning(f"usage ledger: {self.path} can be written again; {count} waiting row(s) are stored")
+
+    def _leave(self) -> None:
+        if self._backlog:
+            _log.error(f"usage ledger: {len(self._backlog)} row(s) could not be stored before the end")
+        if self._store is not None:
+            self._store.close()
+        if self._presence is not None:
+            with contextlib.suppress(OSError):
+                self._presence.leave()
+
+    def close(self) -> None:
+        """Write what waits and end the thread. Called at exit; calling it again does nothing."""
+        if self._thread.is_alive():
+            self._wake.put(False)
+            self._thread.join(timeout=10)
+        atexit.unregister(self.close)
+
+
+def _tell(outcome: "asyncio.Future[bool]", written: bool) -> None:
+    """Tell a batch's flows, from the writer's thread, whether their rows are on disk."""
+
+    def set_outcome() -> None:
+        if not outcome.done():
+            outcome.set_result(written)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending and nobody waits any more
+        outcome.get_loop().call_soon_threadsafe(set_outcome)
+
+
+_writers: dict[Path, Writer] = {}
+
+
+def writer_for(path: Path, durability: str) -> Writer:
+    """Return this process's writer for a ledger; a reload of the script finds the one that is there.
+
+    A changed `durability` is taken over by a new writer, once the old one has written what it holds.
+    """
+    path = path.resolve()
+    writer = _writers.get(path)
+    if writer is not None and writer.durability == durability:
+        return writer
+    if writer is not None:
+        writer.close()
+    writer = _writers[path] = Writer(path, durability)
+    return writer
