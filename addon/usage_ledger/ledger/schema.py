@@ -1,6 +1,7 @@
 """The ledger's schema, as append-only migrations.
 
-Room: ledger, the only place that knows the schema. Imports the standard library, `sqlite-utils` and `marks`. Promises that
+Room: ledger, the only place that knows the schema. Imports the standard library, `sqlite-utils` and `marks`. Promises
+that
 migrations are additive within a major version, so that old and new proxies write to one ledger during an upgrade.
 SQLite from 3.40 on will do.
 """

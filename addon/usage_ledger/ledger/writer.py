@@ -87,6 +87,10 @@ class Writer:
         kept.set_result(False)
         return kept
 
+    def open_now(self) -> None:
+        """Open the ledger without waiting for the first row, so that trouble shows and dead writers' rows settle."""
+        self._wake.put(True)
+
     async def flush(self) -> None:
         """Wait until everything handed in so far is committed, or is known to wait for better times."""
         with self._lock:

@@ -1,0 +1,5 @@
+"""The script mitmproxy loads: `mitmdump -s addon/usage.py`. All of it lives in the package beside it."""
+
+from usage_ledger.proxy.addon import UsageLedger
+
+addons = [UsageLedger()]

@@ -1,0 +1,138 @@
+"""The options of the addon: declared once, checked whole, handed on as plain settings.
+
+Room: proxy. Imports mitmproxy and the ledger's paths. Promises that a value that cannot work is an `OptionsError` that
+names it, before any traffic is touched.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from mitmproxy import exceptions, flowfilter
+from mitmproxy.addonmanager import Loader
+from mitmproxy.options import Options
+from mitmproxy.utils import human
+
+from usage_ledger.ledger.paths import ledger_path
+
+DEFAULT_FILTER = '~m ^POST$ & ~u "^[^?]*/v1/messages([?]|$)"'
+
+_NEED_A_RESPONSE = (
+    flowfilter.FAsset,
+    flowfilter.FBodResponse,
+    flowfilter.FCode,
+    flowfilter.FContentTypeResponse,
+    flowfilter.FErr,
+    flowfilter.FHeadResponse,
+    flowfilter.FResp,
+)
+
+
+def declare(loader: Loader) -> None:
+    """Declare the options; their names and defaults are the project's contract."""
+    loader.add_option(
+        "usage_db", str, "", "Ledger path. Empty: $USAGE_LEDGER_DB, else usage-ledger/usage.db in the user data folder."
+    )
+    loader.add_option("usage_filter", str, DEFAULT_FILTER, "Which flows are metered, asked once, on the request.")
+    loader.add_option("usage_account", str, "", "Account id for every row. Empty: derived from response or key.")
+    loader.add_option(
+        "usage_tag_header", str, "", "A request header stored as the row's tag, and removed before it goes upstream."
+    )
+    loader.add_option(
+        "usage_durability",
+        str,
+        "full",
+        "full: fsync each commit (survives power loss). normal: survives process death.",
+        choices=("full", "normal"),
+    )
+    loader.add_option(
+        "usage_on_ledger_error",
+        str,
+        "pass",
+        "When the ledger cannot be written. pass: let traffic through and keep rows. block: answer 503 until it can.",
+        choices=("pass", "block"),
+    )
+    loader.add_option(
+        "usage_capture",
+        str,
+        "auto",
+        "Keep streamed bodies on the flow, so that saved flows can be replayed. auto: when flows are saved.",
+        choices=("auto", "always", "never"),
+    )
+    loader.add_option(
+        "usage_capture_limit", str, "32m", "The most that is kept of one flow's body; a longer one is dropped."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The options as the addon uses them. `capture_limit` is in bytes; 0 keeps nothing."""
+
+    ledger: Path
+    flow_filter: flowfilter.TFilter
+    account: str
+    tag_header: str
+    durability: str
+    block: bool
+    capture_limit: int
+    streams_large_bodies: bool
+
+
+def settings_from(options: Options) -> Settings:
+    """Check all options and return them as settings; raise `OptionsError` for the first that cannot work."""
+    saves = bool(options.save_stream_file or options.hardump)
+    capture = options.usage_capture == "always" or (options.usage_capture == "auto" and saves)
+    return Settings(
+        ledger=_ledger(options.usage_db),
+        flow_filter=_filter(options.usage_filter),
+        account=options.usage_account,
+        tag_header=_header(options.usage_tag_header),
+        durability=options.usage_durability,
+        block=options.usage_on_ledger_error == "block",
+        capture_limit=_size("usage_capture_limit", options.usage_capture_limit) if capture else 0,
+        streams_large_bodies=bool(options.stream_large_bodies),
+    )
+
+
+def _ledger(value: str) -> Path:
+    path = ledger_path(value)
+    if path.is_dir():
+        raise exceptions.OptionsError(f"usage_db: {path} is a folder; give the path of a file in it")
+    return path
+
+
+def _filter(expression: str) -> flowfilter.TFilter:
+    try:
+        parsed = flowfilter.parse(expression)
+    except ValueError as error:
+        raise exceptions.OptionsError(f"usage_filter: {error}") from error
+    if _needs_response(parsed):
+        raise exceptions.OptionsError(
+            f"usage_filter: {expression!r} asks about the response, but a flow is chosen by its request"
+        )
+    return parsed
+
+
+def _needs_response(part: object) -> bool:
+    if isinstance(part, flowfilter.FAnd | flowfilter.FOr):
+        return any(_needs_response(each) for each in part.lst)
+    if isinstance(part, flowfilter.FNot):
+        return _needs_response(part.itm)
+    return isinstance(part, _NEED_A_RESPONSE)
+
+
+def _header(name: str) -> str:
+    if name and not all(character.isalnum() or character in "!#$%&'*+-.^_`|~" for character in name):
+        raise exceptions.OptionsError(f"usage_tag_header: {name!r} is not the name of a header")
+    return name
+
+
+def _size(option: str, value: str) -> int:
+    try:
+        size = human.parse_size(value)
+    except ValueError as error:
+        raise exceptions.OptionsError(
+            f"{option}: {value!r} is not a size; say 32m, 500k or a number of bytes"
+        ) from error
+    if not size or size < 0:
+        raise exceptions.OptionsError(f"{option}: {value!r} is not a size above 0")
+    return size

@@ -1,0 +1,105 @@
+"""Replay: rows from flows that were captured before (`mitmdump -nr`), which are billed no more.
+
+Room: proxy. Imports mitmproxy, the messages room and the ledger's record. Promises that a replayed flow finds the row
+it had when it was live, and says of its response what the live proxy said, as far as the capture tells it.
+"""
+
+from mitmproxy import flow, http
+
+from usage_ledger.ledger.record import Entry
+from usage_ledger.messages import Ending, Verdict, body_not_captured, read_request
+from usage_ledger.proxy import rows
+from usage_ledger.proxy.exchange import METADATA
+from usage_ledger.proxy.options import Settings
+
+
+def replayed_entry(http_flow: http.HTTPFlow, settings: Settings, writer: str) -> Entry | None:
+    """Return what the ledger is handed for a captured flow; None where the flow left no row when it was live."""
+    facts = http_flow.metadata.get(METADATA)
+    facts = facts if isinstance(facts, dict) else {}
+    from_har = _is_from_har(http_flow)
+    ending = _ending(http_flow, facts, from_har)
+    if ending is None:
+        return None
+    request, response = http_flow.request, http_flow.response
+    tag = facts.get("tag") or (request.headers.get(settings.tag_header) if settings.tag_header else None)
+    # Loading rewrites host and port in reverse mode; the Host header still says where the request went.
+    record = rows.pending_record(http_flow, request.pretty_host, settings.account, tag, writer)
+    if request.raw_content:
+        fields = read_request(request.raw_content, request.headers.get("content-encoding", ""))
+        rows.add_request_fields(record, fields)
+    verdict, captured = _verdict(http_flow, ending)
+    entry = rows.settled_entry(record, response, verdict, settings.account, _completed_at(http_flow))
+    record.origin = "replay"
+    if response is not None and response.raw_content is not None:
+        record.response_bytes = len(response.raw_content)
+    entry.only_new = not captured
+    if from_har:
+        entry.identify = True
+        record.id = rows.lasting_id(record)
+        for iteration in entry.iterations:
+            iteration.record_id = record.id
+    return entry
+
+
+def _verdict(http_flow: http.HTTPFlow, ending: Ending) -> tuple[Verdict, bool]:
+    """Return the verdict on a captured flow, and whether the capture holds what a verdict needs."""
+    response = http_flow.response
+    if response is None:
+        return _unread(ending, None, http_flow), True
+    if response.status_code >= 400:
+        return _unread(ending, response.status_code, http_flow), True
+    if response.raw_content is None or (not response.raw_content and ending is not Ending.FINISHED):
+        # `-w` without this addon saves streamed flows without their body: whatever went by is not known here.
+        return body_not_captured(), False
+    reader = rows.read_whole(response, clean=ending is Ending.FINISHED)
+    return reader.verdict(ending, response.status_code, rows.day(http_flow)), True
+
+
+def _unread(ending: Ending, status: int | None, http_flow: http.HTTPFlow) -> Verdict:
+    from usage_ledger.messages import MessageReader
+
+    return MessageReader().verdict(ending, status, rows.day(http_flow))
+
+
+def _ending(http_flow: http.HTTPFlow, facts: dict[str, object], from_har: bool) -> Ending | None:
+    """Tell how a captured flow ended: by what the live addon noted, else by what mitmproxy saved."""
+    request, response, error = http_flow.request, http_flow.response, http_flow.error
+    if facts.get("answered_by_proxy") or http_flow.is_replay == "response":
+        return None
+    noted = facts.get("ending")
+    if isinstance(noted, str) and noted in Ending.__members__:
+        return Ending[noted]
+    if request.timestamp_end is None and error is not None:
+        return None  # the client aborted its upload: nothing went upstream
+    server = http_flow.server_conn
+    connected = server.timestamp_tcp_setup is not None or server.timestamp_start is not None
+    if response is None:
+        if not connected or (error is not None and error.msg == flow.Error.KILLED_MESSAGE):
+            return Ending.NOT_SENT if error is not None else Ending.NO_RESPONSE
+        return Ending.NO_RESPONSE
+    if not connected and not from_har:
+        return None  # an answer without a connection to upstream is the proxy's own
+    if error is not None:
+        return Ending.CLIENT_DISCONNECTED if _client_left(error.msg) else Ending.UPSTREAM_CLOSED
+    return Ending.FINISHED
+
+
+def _client_left(message: str) -> bool:
+    """Whether an error text tells that the client left; where it is ambiguous, it does not."""
+    return "client disconnect" in message.lower()
+
+
+def _is_from_har(http_flow: http.HTTPFlow) -> bool:
+    """Whether mitmproxy made the flow from a HAR entry: it then has no client port and never a server connection."""
+    return http_flow.client_conn.peername == ("127.0.0.1", 0) and http_flow.server_conn.timestamp_start is None
+
+
+def _completed_at(http_flow: http.HTTPFlow) -> float:
+    """Return when a captured flow ended (Unix time, seconds)."""
+    response, error = http_flow.response, http_flow.error
+    if error is not None:
+        return error.timestamp
+    if response is not None:
+        return response.timestamp_end or response.timestamp_start
+    return http_flow.request.timestamp_end or http_flow.request.timestamp_start

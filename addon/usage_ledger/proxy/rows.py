@@ -1,0 +1,213 @@
+"""Rows: from a flow and a verdict to what the ledger is handed.
+
+Room: proxy. Imports mitmproxy, the messages room and the ledger's record. Pure functions; both live traffic and replay
+build their rows here, so that a replayed flow finds its row and says the same.
+"""
+
+import hashlib
+from datetime import UTC, date, datetime
+
+import msgspec
+from mitmproxy import http
+
+from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.record import Entry, IterationRow, Record
+from usage_ledger.messages import COUNT_NAMES, MessageReader, RequestFields, State, Verdict, clean, text_or_none
+from usage_ledger.proxy.identity import name_answer, name_requester, rate_limits
+
+BODY_LIMIT = 64 * 1024 * 1024
+"""Bytes of a streamed request body that are kept for its few fields."""
+
+PATH_LIMIT = 512
+READ_STEP = 64 * 1024
+
+
+def moment(timestamp: float) -> str:
+    """Format a Unix time (seconds) the way the ledger holds times."""
+    return format_moment(datetime.fromtimestamp(timestamp, UTC))
+
+
+def record_id(flow: http.HTTPFlow) -> str:
+    """Return the id of a flow's row: its start in microseconds, then its flow id.
+
+    Ids that begin with the time keep SQLite's index compact. A client replay keeps the flow id and starts anew, so it
+    gets a row of its own; a capture that is read again starts when it started, so it finds its row.
+    """
+    start = int(flow.request.timestamp_start * 1_000_000)
+    flow_id = flow.id.replace("-", "").lower()
+    if len(flow_id) != 32 or not all(character in "0123456789abcdef" for character in flow_id):
+        flow_id = hashlib.sha256(flow.id.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{start:013x}-{flow_id[:12]}"
+
+
+def lasting_id(record: Record) -> str:
+    """Return the id of a row whose flow has no lasting id (HAR), from what does last."""
+    if record.request_id or record.message_id:
+        key = f"{record.request_id or ''}\n{record.message_id if not record.request_id else ''}"
+    else:
+        key = f"{record.occurred_at}\n{record.host}\n{record.path}"
+    start = int(datetime.fromisoformat(record.occurred_at).timestamp() * 1000) * 1000
+    return f"{start:013x}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def pending_record(flow: http.HTTPFlow, host: str, account: str, tag: str | None, writer: str) -> Record:
+    """Return the row of a request that is about to go upstream, by its headers alone."""
+    request = flow.request
+    record = Record(
+        id=record_id(flow),
+        occurred_at=moment(request.timestamp_start),
+        host=clean(host, 256),
+        path=clean(request.path.partition("?")[0], PATH_LIMIT),
+        tag=text_or_none(tag),
+        writer=writer,
+    )
+    name_requester(record, request.headers, account)
+    user_agent = text_or_none(request.headers.get("user-agent"))
+    if user_agent:
+        record.metadata = _as_json({"user_agent": user_agent})
+    return record
+
+
+def add_request_fields(record: Record, fields: RequestFields) -> None:
+    """Add what the request's body tells."""
+    record.requested_model = fields.model
+    record.model = fields.model or record.model
+    record.session_id = record.session_id or fields.session_id
+    record.stream = int(fields.stream)
+
+
+def settled_entry(
+    record: Record, response: http.Response | None, verdict: Verdict, account: str, completed_at: float
+) -> Entry:
+    """Fill a record with the verdict on its response and return what the ledger is handed.
+
+    `completed_at` is a Unix time (seconds). Sizes and latencies are the caller's to add.
+    """
+    metadata = msgspec.json.decode(record.metadata)
+    if response is not None:
+        name_answer(record, response.headers, account)
+        record.http_status = response.status_code
+        record.stream = int(is_event_stream(response))
+        limits = rate_limits(response.headers)
+        if limits:
+            metadata["rate_limits"] = limits
+    describe(record, verdict)
+    record.metadata = _as_json({**metadata, **verdict.metadata})
+    record.completed_at = moment(completed_at)
+    record.duration_ms = max(0, round((completed_at - _start(record)) * 1000))
+    return Entry(record, iteration_rows(record.id, verdict))
+
+
+def progress_record(record: Record, response: http.Response, verdict: Verdict, account: str) -> Record:
+    """Fill a record with what an open stream has told so far; it stays pending."""
+    name_answer(record, response.headers, account)
+    record.http_status = response.status_code
+    record.stream = int(is_event_stream(response))
+    describe(record, verdict)
+    record.usage_state, record.requires_manual_review, record.review_reason = State.PENDING.value, 0, None
+    return record
+
+
+def reader_for(response: http.Response) -> MessageReader:
+    """Return a reader for a response's body, by its headers."""
+    return MessageReader(response.headers.get("content-encoding", ""))
+
+
+def read_whole(response: http.Response, clean: bool) -> MessageReader:
+    """Read a body that is there in one piece.
+
+    A broken encoding is read again byte by byte: the decoder then yields everything before the broken place, as it
+    did when the body came in chunks.
+    """
+    body = response.raw_content or b""
+    for step in (READ_STEP, 1):
+        reader = reader_for(response)
+        for start in range(0, len(body), step):
+            reader.feed(body[start : start + step])
+            if reader.unreadable:
+                break
+        reader.finish(clean)
+        if not reader.unreadable:
+            break
+    return reader
+
+
+def day(flow: http.HTTPFlow) -> date:
+    """Return the UTC day on which a request began."""
+    return datetime.fromtimestamp(flow.request.timestamp_start, UTC).date()
+
+
+def describe(record: Record, verdict: Verdict) -> None:
+    """Write a verdict into a record's columns (its metadata apart)."""
+    record.model = verdict.model or record.model
+    record.message_id = verdict.message_id
+    record.stop_reason = verdict.stop_reason
+    record.service_tier = verdict.service_tier
+    record.inference_geo = verdict.inference_geo
+    record.speed = verdict.speed
+    for name in COUNT_NAMES:
+        setattr(record, name, getattr(verdict.counts, name))
+    record.total_tokens = verdict.counts.total_tokens
+    record.usage_state = verdict.state.value
+    record.requires_manual_review = int(verdict.flagged)
+    record.review_reason = verdict.reason.value if verdict.reason else None
+    record.total_cost = "0" if verdict.state is State.NONE else None
+    record.usage_raw = verdict.usage_raw
+
+
+def iteration_rows(row_id: str, verdict: Verdict) -> list[IterationRow]:
+    """Return the rows of `usage_iterations` for a verdict."""
+    return [
+        IterationRow(
+            record_id=row_id,
+            position=position,
+            type=iteration.type,
+            model=iteration.model,
+            billed=None if iteration.billed is None else int(iteration.billed),
+            input_tokens=iteration.counts.input_tokens,
+            output_tokens=iteration.counts.output_tokens,
+            cache_creation_input_tokens=iteration.counts.cache_creation_input_tokens,
+            cache_creation_5m_input_tokens=iteration.counts.cache_creation_5m_input_tokens,
+            cache_creation_1h_input_tokens=iteration.counts.cache_creation_1h_input_tokens,
+            cache_read_input_tokens=iteration.counts.cache_read_input_tokens,
+        )
+        for position, iteration in enumerate(verdict.iterations)
+    ]
+
+
+def is_event_stream(response: http.Response) -> bool:
+    """Whether a response is a stream of server-sent events by its content type."""
+    return content_type(response) == "text/event-stream"
+
+
+def content_type(response: http.Response) -> str:
+    """Return the media type of a response, without parameters."""
+    value: str = response.headers.get("content-type", "")
+    return value.partition(";")[0].strip().lower()
+
+
+def log_line(record: Record) -> tuple[str, bool]:
+    """Return the line that the log gets for a settled row, and whether it is a warning."""
+    if not record.requires_manual_review:
+        return (
+            f"📊 usage recorded: {record.model} in={record.input_tokens} out={record.output_tokens} "
+            f"cache_write={record.cache_creation_input_tokens} cache_read={record.cache_read_input_tokens} "
+            f"({record.usage_state})",
+            False,
+        )
+    request = record.request_id or record.id
+    if record.review_reason == "no_usage_data":
+        return (
+            "⚠️ Stream completed without usage data - recording basic request for billing consistency: "
+            f"{record.model} {request}",
+            True,
+        )
+    return f"⚠️ usage flagged for review: {record.model} {request} {record.review_reason} ({record.usage_state})", True
+
+
+def _start(record: Record) -> float:
+    return datetime.fromisoformat(record.occurred_at).timestamp()
+
+
+def _as_json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,89 @@
+"""Taps: what mitmproxy calls with each chunk of a streamed body.
+
+Room: proxy. Imports the messages room. Promises of `ResponseTap`: it returns the very bytes it was given, whatever
+happens inside; it takes no lock, does no I/O, and keeps nothing that grows, unless bodies are to be captured, and then
+never more than `capture_limit` bytes.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+from usage_ledger.messages import MessageReader
+
+type Transform = Callable[[bytes], bytes | Iterable[bytes]]
+"""A stream callable of another addon, which gets the bytes after us."""
+
+
+class ResponseTap:
+    """Sits on `flow.response.stream`. `first_token_at` is a Unix time in seconds, None until the first token came."""
+
+    __slots__ = ("_awaiting_token", "_feed", "_inner", "_kept", "_left", "first_token_at", "reader", "size")
+
+    def __init__(self, reader: MessageReader, capture_limit: int, inner: Transform | None = None) -> None:
+        self.reader = reader
+        self.size = 0
+        self.first_token_at: float | None = None
+        self._awaiting_token = True
+        self._feed = reader.feed
+        self._kept: list[bytes] | None = [] if capture_limit else None
+        self._left = capture_limit
+        self._inner = inner
+
+    def __call__(self, data: bytes) -> bytes | Iterable[bytes]:
+        try:
+            self.size += len(data)
+            self._feed(data)
+            if self._awaiting_token and self.reader.output_begun:
+                self._awaiting_token = False
+                self.first_token_at = time.time()
+            if self._kept is not None:
+                self._keep(data)
+        except Exception:  # noqa: BLE001 - no exception of ours may ever reach the client's stream
+            self._stop_reading()
+        return data if self._inner is None else self._inner(data)
+
+    def _keep(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self._kept = None
+        elif self._kept is not None:
+            self._kept.append(data)
+
+    def _stop_reading(self) -> None:
+        """A rule of ours failed on this body: let it pass unread, and let its row say so."""
+        self.reader = MessageReader()
+        self.reader.give_up()
+        self._feed = self.reader.feed
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether the body was to be kept and grew past the limit."""
+        return self._left < 0
+
+    def take_kept(self) -> bytes | None:
+        """Return the captured body, once; None where none was to be kept or it was too long."""
+        kept, self._kept = self._kept, None
+        return None if kept is None else b"".join(kept)
+
+
+class RequestTap:
+    """Sits on `flow.request.stream` where requests are streamed; keeps the body for its few fields, up to a limit."""
+
+    __slots__ = ("_inner", "_kept", "_left")
+
+    def __init__(self, limit: int, inner: Transform | None = None) -> None:
+        self._kept: list[bytes] = []
+        self._left = limit
+        self._inner = inner
+
+    def __call__(self, data: bytes) -> bytes | Iterable[bytes]:
+        self._left -= len(data)
+        if self._left < 0:
+            self._kept.clear()
+        else:
+            self._kept.append(data)
+        return data if self._inner is None else self._inner(data)
+
+    def body(self) -> bytes:
+        """Return what was kept, which is nothing where the body was too long."""
+        return b"".join(self._kept)
