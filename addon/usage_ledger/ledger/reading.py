@@ -64,11 +64,11 @@ class Reader:
         self._connection = connection
 
     def rows(self, filters: Filters, columns: Sequence[str], last: int | None = None) -> Iterator[tuple[Any, ...]]:
-        """Yield the rows that match, oldest first; with `last`, only so many of the newest."""
+        """Return an iterator over the rows that match, oldest first; with `last`, only so many of the newest."""
         names = ", ".join(f'"{name}"' for name in columns)
         where, values = filters.where()
         select = f"SELECT {names} FROM usage_records WHERE {where} ORDER BY occurred_at, id"
         if last is not None:
             inner = f"SELECT * FROM usage_records WHERE {where} ORDER BY occurred_at DESC, id DESC LIMIT {int(last)}"
             select = f"SELECT {names} FROM ({inner}) ORDER BY occurred_at, id"
-        yield from self._connection.execute(select, values)
+        return self._connection.execute(select, values)

@@ -75,7 +75,6 @@ class Record(msgspec.Struct, array_like=True, kw_only=True):
     writer: str = ""
 
 
-COLUMNS: tuple[str, ...] = Record.__struct_fields__
 ITERATION_COLUMNS: tuple[str, ...] = IterationRow.__struct_fields__
 
 

@@ -6,7 +6,8 @@ worse one: corrected > complete > none > partial > missing > pending, and that a
 (but a partial row takes a larger lower bound, and a pending row the usage read so far).
 """
 
-from usage_ledger.ledger.record import COLUMNS, ITERATION_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.record import ITERATION_COLUMNS
 
 
 def _rank(row: str) -> str:

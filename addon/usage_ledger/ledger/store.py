@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from usage_ledger.ledger import presence, statements
-from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.marks import MAJOR, LedgerError
 from usage_ledger.ledger.paths import make_private_folder, open_private_file
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.schema import migrate
@@ -95,6 +95,10 @@ class Store:
                 for iteration in entry.iterations:
                     iteration.record_id = record.id
                 return
+
+    def probe(self) -> None:
+        """Find out whether the ledger can be written, by writing something that changes nothing."""
+        self._connection.execute(f"PRAGMA user_version = {MAJOR}")
 
     def settle_dead_writers(self) -> int:
         """Settle the pending rows of writers that no longer run; return how many there were."""

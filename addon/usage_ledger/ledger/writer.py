@@ -124,6 +124,8 @@ class Writer:
             store = self._ready_store()
             if self._backlog or self._backlog_withdrawn:
                 store.write(self._backlog, self._backlog_withdrawn)
+            elif self.trouble:
+                store.probe()
         except Exception as error:  # noqa: BLE001 - whatever it is, rows are kept and the thread lives on
             if is_trouble(error):
                 self._begin_trouble(error)

@@ -37,6 +37,7 @@ class UsageLedger:
 
     def __init__(self) -> None:
         self._settings: options.Settings | None = None
+        self._is_running = False
         self._replayed = 0
 
     # The life of the addon.
@@ -46,10 +47,11 @@ class UsageLedger:
 
     def configure(self, updated: set[str]) -> None:
         self._settings = options.settings_from(ctx.options)
-        if "usage_db" in updated and ctx.master.addons.get(self.name) is self and _is_running():
+        if "usage_db" in updated and self._is_running:
             self.running()
 
     def running(self) -> None:
+        self._is_running = True
         _log.info(f"usage ledger: {self._ready().ledger}")
         self._writer().open_now()
 
@@ -103,7 +105,11 @@ class UsageLedger:
         """Write the pending row of a request, or answer it where it may not pass without one."""
         settings = self._ready()
         exchange = _in_flight[flow.id] = Exchange(flow, settings, self._writer())
-        exchange.read_body()
+        if settings.block and exchange.writer.trouble is not None:
+            exchange.refuse()
+            return exchange
+        if flow.request.raw_content is not None:
+            exchange.read_body()
         if not await exchange.write_pending() and settings.block:
             exchange.refuse()
         return exchange
@@ -140,11 +146,3 @@ class UsageLedger:
     def _writer(self) -> Writer:
         settings = self._ready()
         return writer_for(settings.ledger, settings.durability)
-
-
-def _is_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -64,7 +64,7 @@ def name_answer(record: Record, headers: http.Headers, account: str) -> None:
 
 def rate_limits(headers: http.Headers) -> dict[str, str]:
     """Return the `anthropic-ratelimit-*` headers under their full names, cleaned."""
-    limits = {}
+    limits: dict[str, str] = {}
     for name, value in headers.items():
         lowered = name.lower()
         if lowered.startswith("anthropic-ratelimit-") and len(limits) < 32:

@@ -1,0 +1,53 @@
+"""The names of the ledger's columns, for readers that need no more than names.
+
+Room: ledger. Imports nothing. A test holds them to the schema and to `record.Record`.
+"""
+
+COLUMNS = (
+    "id",
+    "occurred_at",
+    "completed_at",
+    "account_id",
+    "api_key_hint",
+    "credential_kind",
+    "organization_id",
+    "workspace_id",
+    "request_id",
+    "session_id",
+    "tag",
+    "host",
+    "path",
+    "requested_model",
+    "model",
+    "message_id",
+    "stop_reason",
+    "service_tier",
+    "inference_geo",
+    "speed",
+    "stream",
+    "http_status",
+    "input_tokens",
+    "output_tokens",
+    "cache_creation_input_tokens",
+    "cache_creation_5m_input_tokens",
+    "cache_creation_1h_input_tokens",
+    "cache_read_input_tokens",
+    "thinking_tokens",
+    "web_search_requests",
+    "web_fetch_requests",
+    "total_tokens",
+    "usage_state",
+    "requires_manual_review",
+    "review_reason",
+    "total_cost",
+    "price_source",
+    "duration_ms",
+    "time_to_first_token_ms",
+    "response_bytes",
+    "origin",
+    "usage_raw",
+    "metadata",
+    "writer",
+)
+
+JSON_COLUMNS = ("usage_raw", "metadata")
