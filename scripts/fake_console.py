@@ -228,7 +228,7 @@ def event(kind: str, **fields: Any) -> bytes:
 
 def start(usage: dict[str, Any] | None = None, message_id: str = "msg_fake", model: str = "claude-sonnet-4-5") -> bytes:
     """Return a `message_start`; usage None leaves it out."""
-    message = {"id": message_id, "type": "message", "role": "assistant", "model": model, "content": []}
+    message: dict[str, Any] = {"id": message_id, "type": "message", "role": "assistant", "model": model, "content": []}
     if usage is not None:
         message["usage"] = usage
     return event("message_start", message={**message, "stop_reason": None, "stop_sequence": None})

@@ -1,0 +1,137 @@
+"""The real mitmdump with the addon, as a process: for the demo, the tests and the bench."""
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+ADDON = ROOT / "addon" / "usage.py"
+_LISTENING = re.compile(r"listening at (?:https?://)?\*?[^ ]*?:(\d+)")
+
+
+def mitmdump() -> str:
+    """Return the mitmdump that belongs to this Python."""
+    return str(Path(sys.executable).with_name("mitmdump"))
+
+
+class Proxy:
+    """A running mitmdump. `log` is what it said so far; `port` where it listens on 127.0.0.1."""
+
+    def __init__(
+        self, upstream: str, ledger: Path, *arguments: str, mode: str | None = None, script: Path | None = ADDON
+    ) -> None:
+        self.ledger = ledger
+        self.lines: list[str] = []
+        self.port = 0
+        self._changed = threading.Condition()
+        command = [
+            mitmdump(),
+            *("--mode", mode or f"reverse:{upstream}", "--listen-host", "127.0.0.1", "-p", "0"),
+            *("--set", "connection_strategy=lazy", "--set", "ssl_insecure=true", "--set", "termlog_verbosity=info"),
+            *("--set", f"confdir={ledger.parent / 'mitmproxy'}", "--set", f"usage_db={ledger}"),
+            *(("-s", str(script)) if script else ()),
+            *arguments,
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+        )
+        threading.Thread(target=self._listen_to_log, daemon=True).start()
+
+    def __enter__(self) -> "Proxy":
+        line = self.wait_for_line("listening at")
+        found = _LISTENING.search(line)
+        if found is None:
+            raise RuntimeError(f"mitmdump did not say where it listens: {line}")
+        self.port = int(found.group(1))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the process and wait for it."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def wait_for_line(self, part: str, seconds: float = 30) -> str:
+        """Wait until the log has a line with `part`, and return it."""
+
+        def found() -> str | None:
+            return next((line for line in self.lines if part in line), None)
+
+        with self._changed:
+            done = self._changed.wait_for(lambda: found() or self._ended(), seconds)
+        line = found()
+        if line is None:
+            raise RuntimeError(f"mitmdump {'ended' if done else 'never'} said {part!r}:\n{self.log}")
+        return line
+
+    def _ended(self) -> bool:
+        return bool(self.lines) and self.lines[-1] == _END
+
+    def _listen_to_log(self) -> None:
+        assert self.process.stdout is not None
+        try:
+            for line in self.process.stdout:
+                with self._changed:
+                    self.lines.append(line.rstrip("\n"))
+                    self._changed.notify_all()
+        except ValueError:
+            pass  # closed while waiting for a line
+        with self._changed:
+            self.lines.append(_END)
+            self._changed.notify_all()
+
+
+_END = "(end of log)"
+
+
+def rows_of(ledger: Path, where: str = "true", values: Sequence[object] = ()) -> list[dict[str, Any]]:
+    """Return the rows of a ledger as dicts, oldest first."""
+    with closing(sqlite3.connect(f"{ledger.as_uri()}?mode=ro", uri=True, timeout=20)) as connection:
+        connection.row_factory = sqlite3.Row
+        found = connection.execute(f"SELECT * FROM usage_records WHERE {where} ORDER BY occurred_at, id", values)
+        return [dict(row) for row in found]
+
+
+def replay(capture: Path, ledger: Path, *arguments: str) -> str:
+    """Read a capture with the addon (`mitmdump -nr`) and return the log."""
+    command = [
+        mitmdump(),
+        *("-nr", str(capture), "-s", str(ADDON), "--set", f"usage_db={ledger}"),
+        *("--set", f"confdir={ledger.parent / 'mitmproxy'}", *arguments),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False)
+    if done.returncode:
+        raise RuntimeError(f"mitmdump ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
