@@ -226,7 +226,7 @@ def event(kind: str, **fields: Any) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields}, separators=(',', ':'))}\n\n".encode()
 
 
-def start(usage: dict[str, Any] | None = None, message_id: str = "msg_fake", model: str = "claude-sonnet-4-5") -> bytes:
+def start(usage: dict[str, Any] | None = None, message_id: str = "msg_fake", model: str = "claude-sonnet-4-6") -> bytes:
     """Return a `message_start`; usage None leaves it out."""
     message: dict[str, Any] = {"id": message_id, "type": "message", "role": "assistant", "model": model, "content": []}
     if usage is not None:
@@ -326,6 +326,7 @@ async def endless(request: Request, reply: Reply) -> None:
     """Stream text until the client leaves."""
     await reply.start(200, SSE)
     await reply.send(start(START_USAGE))
+    await reply.send(event("content_block_start", index=0, content_block={"type": "text", "text": ""}))
     while True:
         await reply.send(event("content_block_delta", index=0, delta={"type": "text_delta", "text": "and on "}))
         await asyncio.sleep(0.01)

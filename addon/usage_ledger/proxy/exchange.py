@@ -141,8 +141,11 @@ class Exchange:
         self.note(ending=ending.name)
         self.read_body()
         verdict = self._verdict(ending)
-        response, now = self.flow.response, time.time()
-        entry = rows.settled_entry(copy(self.record), response, verdict, self.settings.account, now)
+        response = self.flow.response
+        finished_at = response.timestamp_end if response is not None and ending is Ending.FINISHED else None
+        entry = rows.settled_entry(
+            copy(self.record), response, verdict, self.settings.account, finished_at or time.time()
+        )
         if self._tap is not None:
             entry.record.response_bytes = self._tap.size
             if self._tap.first_token_at is not None:

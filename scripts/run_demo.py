@@ -1,0 +1,120 @@
+"""The demo: eight exchanges through the real proxy, their rows, a CSV, and a replay that changes nothing.
+
+Everything runs on 127.0.0.1: a fake Console upstream, the real mitmdump with the addon, the real `anthropic` SDK as
+client. Whatever ends it, Ctrl-C too, no process stays behind.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import anthropic
+
+from scripts.fake_console import FakeConsole
+from scripts.real_proxy import Proxy, replay, rows_of
+
+MODEL = "claude-sonnet-4-6"
+
+
+def say(line: str = "") -> None:
+    print(line, flush=True)
+
+
+def stream(client: anthropic.Anthropic, scenario: str, leave_after: int | None = None) -> str:
+    """Ask for a stream and return its text; with `leave_after`, leave after so many deltas."""
+    words = []
+    with client.messages.create(
+        model=MODEL,
+        max_tokens=100,
+        messages=[{"role": "user", "content": "Do the books match?"}],
+        stream=True,
+        extra_headers={"x-scenario": scenario},
+    ) as events:
+        for event in events:
+            if event.type == "content_block_delta" and event.delta.type == "text_delta":
+                words.append(event.delta.text)
+            if len(words) == leave_after:
+                return f"left after {leave_after} deltas"
+    return "".join(words)
+
+
+def ask(client: anthropic.Anthropic, scenario: str) -> str:
+    answer = client.messages.create(
+        model=MODEL,
+        max_tokens=100,
+        messages=[{"role": "user", "content": "Do the books match?"}],
+        extra_headers={"x-scenario": scenario},
+    )
+    return "".join(block.text for block in answer.content if block.type == "text")
+
+
+EXCHANGES: tuple[tuple[str, Callable[[anthropic.Anthropic], str]], ...] = (
+    ("a normal stream", lambda client: stream(client, "normal")),
+    ("a stream without usage", lambda client: stream(client, "without_usage")),
+    ("a stream the client leaves", lambda client: stream(client, "endless", leave_after=5)),
+    ("a stream that upstream breaks", lambda client: stream(client, "breaks")),
+    ("a gzipped stream", lambda client: stream(client, "gzipped")),
+    ("a stream with iterations", lambda client: stream(client, "iterations")),
+    ("a JSON answer", lambda client: ask(client, "json")),
+    ("an HTTP 429", lambda client: ask(client, "rate_limited")),
+)
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="usage-ledger-demo-") as name:
+        folder = Path(name)
+        ledger, capture, table = folder / "usage.db", folder / "capture.mitm", folder / "usage.csv"
+        with FakeConsole() as console, Proxy(console.address, ledger, "-w", str(capture)) as proxy:
+            say(f"mitmdump -s addon/usage.py listens at {proxy.address}, the fake Console at {console.address}")
+            say()
+            client = anthropic.Anthropic(
+                api_key="sk-ant-api03-R2D-demo-key-of-no-value-whatsoever-igAA",
+                base_url=proxy.address,
+                max_retries=0,
+                timeout=20,
+            )
+            for title, exchange in EXCHANGES:
+                try:
+                    outcome = exchange(client)
+                except Exception as error:  # noqa: BLE001 - a broken stream raises what the HTTP library likes
+                    outcome = f"{type(error).__name__}"
+                say(f"  {title:<30} {outcome}")
+            client.close()
+            proxy.wait_for_line("client_disconnected")
+            received = console.received.total()
+        rows = rows_of(ledger)
+        say()
+        say(
+            f"$ usage-ledger rows          # {received} requests reached the Console, {len(rows)} rows are in the ledger"
+        )
+        tool("rows", "--db", str(ledger))
+        say()
+        say("$ usage-ledger export > usage.csv")
+        table.write_text(tool_output("export", "--db", str(ledger)), encoding="utf-8")
+        say(f"  {len(table.read_text(encoding='utf-8').splitlines()) - 1} rows, {table.stat().st_size} bytes")
+        say()
+        say("$ mitmdump -nr capture.mitm -s addon/usage.py")
+        replay(capture, ledger)
+        same = rows_of(ledger) == rows
+        say(f"  the replay {'changed nothing' if same else 'CHANGED THE LEDGER'}")
+        return 0 if same and len(rows) == received == len(EXCHANGES) else 1
+
+
+def tool(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "usage_ledger", *arguments], check=True)
+
+
+def tool_output(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "usage_ledger", *arguments], check=True, stdout=subprocess.PIPE)
+    return done.stdout.decode()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
