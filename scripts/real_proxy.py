@@ -6,8 +6,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,12 @@ class Proxy:
         self.lines: list[str] = []
         self.port = 0
         self._changed = threading.Condition()
+        self._settings = tempfile.TemporaryDirectory(prefix="mitmproxy-")
         command = [
             mitmdump(),
             *("--mode", mode or f"reverse:{upstream}", "--listen-host", "127.0.0.1", "-p", "0"),
             *("--set", "connection_strategy=lazy", "--set", "ssl_insecure=true", "--set", "termlog_verbosity=info"),
-            *("--set", f"confdir={ledger.parent / 'mitmproxy'}", "--set", f"usage_db={ledger}"),
+            *("--set", f"confdir={self._settings.name}", "--set", f"usage_db={ledger}"),
             *(("-s", str(script)) if script else ()),
             *arguments,
         ]
@@ -82,6 +85,7 @@ class Proxy:
             self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+        self._settings.cleanup()
 
     def wait_for_line(self, part: str, seconds: float = 30) -> str:
         """Wait until the log has a line with `part`, and return it."""
@@ -126,12 +130,37 @@ def rows_of(ledger: Path, where: str = "true", values: Sequence[object] = ()) ->
 
 def replay(capture: Path, ledger: Path, *arguments: str) -> str:
     """Read a capture with the addon (`mitmdump -nr`) and return the log."""
-    command = [
-        mitmdump(),
-        *("-nr", str(capture), "-s", str(ADDON), "--set", f"usage_db={ledger}"),
-        *("--set", f"confdir={ledger.parent / 'mitmproxy'}", *arguments),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False)
+    with tempfile.TemporaryDirectory(prefix="mitmproxy-") as settings:
+        command = [
+            mitmdump(),
+            *("-nr", str(capture), "-s", str(ADDON), "--set", f"usage_db={ledger}"),
+            *("--set", f"confdir={settings}", *arguments),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False)
     if done.returncode:
         raise RuntimeError(f"mitmdump ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
+
+
+def settled_rows(ledger: Path, count: int, where: str = "true", values: Sequence[object] = ()) -> list[dict[str, Any]]:
+    """Wait until the ledger has so many matching rows, none of them pending, and return them.
+
+    A client that was told the length of a body is done with it before the row is; tests look for what comes to be.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def settled() -> bool:
+        rows[:] = rows_of(ledger, where, values) if ledger.exists() else []
+        return len(rows) >= count and not any(row["usage_state"] == "pending" for row in rows)
+
+    wait_until(settled)
+    return rows
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait until a condition holds that nothing announces."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s for something that did not come to be")
+        time.sleep(0.01)

@@ -89,7 +89,8 @@ def main() -> int:
         rows = rows_of(ledger)
         say()
         say(
-            f"$ usage-ledger rows          # {received} requests reached the Console, {len(rows)} rows are in the ledger"
+            f"$ usage-ledger rows          # {received} requests reached the Console, "
+            f"{len(rows)} rows are in the ledger"
         )
         tool("rows", "--db", str(ledger))
         say()

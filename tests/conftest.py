@@ -30,8 +30,8 @@ def start_proxy(console: FakeConsole, ledger: Path) -> Iterator[Callable[..., Pr
     running: list[Proxy] = []
 
     def start(*arguments: str, **more: object) -> Proxy:
-        ledger.parent.mkdir(exist_ok=True)
-        proxy = Proxy(str(more.pop("upstream", console.address)), ledger, *arguments, **more)  # type: ignore[arg-type]
+        upstream = str(more.pop("upstream", console.address))
+        proxy = Proxy(upstream, more.pop("ledger", ledger), *arguments, **more)  # type: ignore[arg-type]
         running.append(proxy)
         return proxy.__enter__()
 

@@ -40,7 +40,7 @@ class _Batch:
 
 
 class Writer:
-    """Writes to one ledger for the whole process. Made by `writer_for`, closed at exit."""
+    """Writes to one ledger for the whole process. Made by `writer_for`, set to work by `start`, closed at exit."""
 
     def __init__(self, path: Path, durability: str) -> None:
         self.path = path
@@ -56,8 +56,15 @@ class Writer:
         self._backlog: list[Entry] = []
         self._backlog_withdrawn: list[str] = []
         self._thread = threading.Thread(target=self._run, name="usage-ledger-writer", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)
+        self._started = False
+
+    def start(self) -> None:
+        """Open the ledger and begin to write what was and will be handed in. Starting again does nothing."""
+        if not self._started:
+            self._started = True
+            self._thread.start()
+            self._wake.put(True)  # open the ledger now, so that trouble shows and dead writers' rows are settled
+            atexit.register(self.close)
 
     # On the event loop.
 
@@ -86,10 +93,6 @@ class Writer:
         kept: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         kept.set_result(False)
         return kept
-
-    def open_now(self) -> None:
-        """Open the ledger without waiting for the first row, so that trouble shows and dead writers' rows settle."""
-        self._wake.put(True)
 
     async def flush(self) -> None:
         """Wait until everything handed in so far is committed, or is known to wait for better times."""

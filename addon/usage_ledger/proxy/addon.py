@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 
 from mitmproxy import ctx, http
 from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.errorcheck import ErrorCheckHandler
 
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
@@ -38,6 +39,7 @@ class UsageLedger:
     def __init__(self) -> None:
         self._settings: options.Settings | None = None
         self._is_running = False
+        self._started = False
         self._replayed = 0
 
     # The life of the addon.
@@ -53,7 +55,16 @@ class UsageLedger:
     def running(self) -> None:
         self._is_running = True
         _log.info(f"usage ledger: {self._ready().ledger}")
-        self._writer().open_now()
+        self._start_writer()
+
+    def _start_writer(self) -> None:
+        # mitmdump ends itself when an error is logged before it is up. A ledger in trouble must not stop traffic, so
+        # the writer, which would log that, starts once the start-up check is over. What flows hand in meanwhile waits.
+        if any(isinstance(handler, ErrorCheckHandler) for handler in logging.getLogger().handlers):
+            asyncio.get_running_loop().call_later(0.02, self._start_writer)
+        else:
+            self._started = True
+            self._writer().start()
 
     def done(self) -> Awaitable[None] | None:
         # At a reload the requests in flight go on; only at the end of the program are they settled here. A plain
@@ -64,7 +75,9 @@ class UsageLedger:
         for exchange in list(_in_flight.values()):
             exchange.settle(Ending.PROXY_STOPPED)
         _in_flight.clear()
-        await self._writer().flush()
+        writer = self._writer()
+        writer.start()
+        await writer.flush()
 
     # The life of a request.
 
@@ -145,4 +158,7 @@ class UsageLedger:
 
     def _writer(self) -> Writer:
         settings = self._ready()
-        return writer_for(settings.ledger, settings.durability)
+        writer = writer_for(settings.ledger, settings.durability)
+        if self._started:
+            writer.start()
+        return writer

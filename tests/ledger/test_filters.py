@@ -1,0 +1,166 @@
+"""Filters: moments as people write them, and values that can only ever be values."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from usage_ledger.ledger.filters import Filters, as_moment, format_moment
+from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.ledger.store import Store
+
+NOW = datetime(2026, 11, 15, 12, 0, 0, 123_999, tzinfo=UTC)
+
+ROWS = [
+    # id, occurred_at, account, key hint, model, tag, state, flagged
+    ("a", "2026-11-01T00:00:00.000Z", "acme", "sk-ant-api03-R2D...igAA", "claude-opus-4-6", "team[1]", "complete", 0),
+    ("b", "2026-11-02T00:00:00.000Z", "acme", "sk-ant-api03-R2D...igAA", "claude-opus-4-7", "team1", "partial", 1),
+    ("c", "2026-11-03T00:00:00.000Z", "bolt", "sk-ant-api03-C3P...0gAA", "claude-haiku-5", "what?", "missing", 1),
+    ("d", "2026-11-04T00:00:00.000Z", "a*me", None, "unknown", None, "none", 0),
+    ("e", "2026-11-05T00:00:00.000Z", "o'neil", None, "claude-opus-4-6", "whatx", "pending", 0),
+]
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """A ledger with the rows above, open for reading and writing."""
+    entries = [
+        Entry(
+            Record(
+                id=id_,
+                occurred_at=when,
+                account_id=account,
+                api_key_hint=key,
+                model=model,
+                tag=tag,
+                usage_state=state,
+                requires_manual_review=flagged,
+                host="api.anthropic.com",
+                path="/v1/messages",
+            )
+        )
+        for id_, when, account, key, model, tag, state, flagged in ROWS
+    ]
+    with closing(Store(tmp_path / "usage.db", "normal", "abc")) as store:
+        store.write(entries, [])
+    with closing(sqlite3.connect(tmp_path / "usage.db")) as connection:
+        yield connection
+
+
+def found(books: sqlite3.Connection, filters: Filters) -> str:
+    where, values = filters.where()
+    return "".join(row[0] for row in books.execute(f"SELECT id FROM usage_records WHERE {where} ORDER BY id", values))
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-11-01", "2026-11-01T00:00:00.000Z"),
+        ("20261101", "2026-11-01T00:00:00.000Z"),
+        ("2026-11-01T08:30", "2026-11-01T08:30:00.000Z"),
+        ("2026-11-01 08:30", "2026-11-01T08:30:00.000Z"),
+        ("2026-11-01T08:30:15.1239Z", "2026-11-01T08:30:15.123Z"),
+        ("2026-11-01T08:30+01:00", "2026-11-01T07:30:00.000Z"),
+        ("2026-11-01T00:30+05:45", "2026-10-31T18:45:00.000Z"),
+        ("2026-12-31T23:30-01:00", "2027-01-01T00:30:00.000Z"),
+        ("30s", "2026-11-15T11:59:30.123Z"),
+        ("90m", "2026-11-15T10:30:00.123Z"),
+        ("24h", "2026-11-14T12:00:00.123Z"),
+        ("7d", "2026-11-08T12:00:00.123Z"),
+        ("2w", "2026-11-01T12:00:00.123Z"),
+        ("0s", "2026-11-15T12:00:00.123Z"),
+    ],
+)
+def test_dates_spans_and_zones_become_ledger_times(text: str, moment: str) -> None:
+    assert as_moment(text, NOW) == moment
+
+
+def test_a_span_counts_from_now() -> None:
+    before = format_moment(datetime.now(UTC))
+    assert before <= as_moment("0s") <= format_moment(datetime.now(UTC))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "yesterday", "7", "d", "-7d", "7 d", "1.5h", "7y", "7D", "1h30m", "1234567d"),
+        *("2026-13-01", "2026-11-31", "2026-11-01T25:00", "2026-11-01T08:30+99:00", "01.11.2026", "'; DROP TABLE x"),
+        *("999999w", "0001-01-01T00:00+05:00", "9999-12-31T23:00-05:00"),
+    ],
+)
+def test_what_is_no_time_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the command line says it in its own words
+        as_moment(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["0876-01-01", "60000w"])
+def test_times_long_ago_still_sort_as_text_before_the_ledgers(text: str) -> None:
+    """ISO 8601 has four digits for the year; with three of them everything in the ledger would be older."""
+    assert as_moment(text, NOW).startswith("0876-")
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        (Filters(), "abcde"),
+        (Filters(since="2026-11-02T00:00:00.000Z"), "bcde"),
+        (Filters(until="2026-11-02T00:00:00.000Z"), "a"),
+        (Filters(since="2026-11-02T00:00:00.000Z", until="2026-11-04T00:00:00.000Z"), "bc"),
+        (Filters(accounts=("acme",)), "ab"),
+        (Filters(accounts=("acme", "bolt")), "abc"),
+        (Filters(keys=("sk-ant-api03-R2D...igAA",)), "ab"),
+        (Filters(keys=("sk-*gAA",)), "abc"),
+        (Filters(models=("claude-opus-*",)), "abe"),
+        (Filters(models=("*",)), "abcde"),
+        (Filters(models=("*opus*", "unknown")), "abde"),
+        (Filters(models=("claude-opus",)), ""),
+        (Filters(models=("CLAUDE-OPUS-*",)), ""),
+        (Filters(tags=("*",)), "abce"),
+        (Filters(states=("partial", "missing")), "bc"),
+        (Filters(flagged=True), "bc"),
+        (Filters(flagged=True, models=("claude-opus-*",), accounts=("acme",)), "b"),
+    ],
+)
+def test_several_filters_narrow_and_several_values_of_one_widen(
+    books: sqlite3.Connection, filters: Filters, ids: str
+) -> None:
+    assert found(books, filters) == ids
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        (Filters(tags=("team[1]",)), "a"),
+        (Filters(tags=("team[1]*",)), "a"),
+        (Filters(tags=("*[1]",)), "a"),
+        (Filters(tags=("[t]*",)), ""),
+        (Filters(tags=("what?",)), "c"),
+        (Filters(tags=("what?*",)), "c"),
+        (Filters(tags=("wha%",)), ""),
+        (Filters(tags=("team_",)), ""),
+        (Filters(accounts=("o'neil",)), "e"),
+        (Filters(accounts=("o'*",)), "e"),
+    ],
+)
+def test_only_the_star_is_special(books: sqlite3.Connection, filters: Filters, ids: str) -> None:
+    assert found(books, filters) == ids
+
+
+@pytest.mark.parametrize(
+    "attack", ["' OR '1'='1", "x') OR 1=1 --", "x; DROP TABLE usage_records", '" OR ""="', "' OR '*", "\\' OR 1=1 --"]
+)
+@pytest.mark.parametrize("field", ["accounts", "keys", "models", "tags", "states"])
+def test_sql_in_a_value_matches_nothing_and_harms_nothing(books: sqlite3.Connection, field: str, attack: str) -> None:
+    assert found(books, Filters(**{field: (attack,)})) == ""
+    assert found(books, Filters()) == "abcde"
+
+
+@pytest.mark.parametrize("field", ["since", "until"])
+def test_sql_in_a_time_is_a_time_that_nothing_lies_between(books: sqlite3.Connection, field: str) -> None:
+    """Times come from `as_moment`; even one that does not is bound and cannot reach the statement."""
+    attack = "9999' OR 1=1 --" if field == "since" else "0000' OR 1=1 --"
+    assert found(books, Filters(**{field: attack})) == ""
+    assert found(books, Filters()) == "abcde"
