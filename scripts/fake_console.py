@@ -318,6 +318,7 @@ def answering(status: int, body: bytes, headers: dict[str, str]) -> Scenario:
     async def scenario(request: Request, reply: Reply) -> None:
         await reply.start(status, {"request-id": "req_fake", **headers}, len(body))
         await reply.send(body)
+        await reply.end()
 
     return scenario
 

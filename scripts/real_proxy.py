@@ -28,7 +28,13 @@ class Proxy:
     """A running mitmdump. `log` is what it said so far; `port` where it listens on 127.0.0.1."""
 
     def __init__(
-        self, upstream: str, ledger: Path, *arguments: str, mode: str | None = None, script: Path | None = ADDON
+        self,
+        upstream: str,
+        ledger: Path,
+        *arguments: str,
+        mode: str | None = None,
+        script: Path | None = ADDON,
+        strategy: str = "lazy",
     ) -> None:
         self.ledger = ledger
         self.lines: list[str] = []
@@ -38,7 +44,7 @@ class Proxy:
         command = [
             mitmdump(),
             *("--mode", mode or f"reverse:{upstream}", "--listen-host", "127.0.0.1", "-p", "0"),
-            *("--set", "connection_strategy=lazy", "--set", "ssl_insecure=true", "--set", "termlog_verbosity=info"),
+            *("--set", f"connection_strategy={strategy}", "--set", "ssl_insecure=true"),
             *("--set", f"confdir={self._settings.name}", "--set", f"usage_db={ledger}"),
             *(("-s", str(script)) if script else ()),
             *arguments,

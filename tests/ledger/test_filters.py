@@ -98,7 +98,7 @@ def test_what_is_no_time_is_a_value_error(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0876-01-01", "60000w"])
 def test_times_long_ago_still_sort_as_text_before_the_ledgers(text: str) -> None:
-    """ISO 8601 has four digits for the year; with three of them everything in the ledger would be older."""
+    """ISO 8601 has four digits for the year; `876-` would sort after `2026-`, and `--since` would find nothing."""
     assert as_moment(text, NOW).startswith("0876-")
 
 

@@ -1,9 +1,9 @@
 """The schema: the contract's columns, strict, marked as ours, and safe to bring up to date at any time by anybody."""
 
-import multiprocessing
 import sqlite3
-from contextlib import closing
-from multiprocessing.synchronize import Barrier
+import subprocess
+import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -118,25 +118,29 @@ def test_each_migration_is_applied_once_and_by_name(tmp_path: Path) -> None:
     assert "create_usage_records" in applied
 
 
-def _open_together(path: Path, barrier: Barrier, troubles: "multiprocessing.SimpleQueue[str]") -> None:
-    barrier.wait()
-    try:
-        with connect(path) as connection:
-            schema.migrate(connection)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the test wants to see it
-        troubles.put(repr(error))
+MIGRATE_WHEN_TOLD = """
+import sqlite3, sys
+from contextlib import closing
+from usage_ledger.ledger.schema import migrate
+print("ready", flush=True)
+sys.stdin.read()
+with closing(sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)) as connection:
+    migrate(connection)
+"""
 
 
 def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
-    path, spawn = tmp_path / "usage.db", multiprocessing.get_context("fork")
-    barrier, troubles = spawn.Barrier(6), spawn.SimpleQueue()
-    processes = [spawn.Process(target=_open_together, args=(path, barrier, troubles)) for _ in range(6)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert troubles.empty(), troubles.get()
-    assert [process.exitcode for process in processes] == [0] * 6
+    path, pipe = tmp_path / "usage.db", subprocess.PIPE
+    command = [sys.executable, "-c", MIGRATE_WHEN_TOLD, str(path)]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)) for _ in range(6)
+        ]
+        assert [process.stdout.readline() for process in processes] == [b"ready\n"] * 6
+        for process in processes:
+            process.stdin.close()
+        assert [process.stderr.read() for process in processes] == [b""] * 6
+    assert [process.returncode for process in processes] == [0] * 6
     assert whole_schema(path) == whole_schema(migrated(tmp_path / "alone.db"))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import brotli
 import pytest
 import zstandard
-
 from usage_ledger.messages import Ending, MessageReader
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"

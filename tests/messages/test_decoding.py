@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 import brotli
 import pytest
 import zstandard
-
-from scripts.fake_console import NORMAL
 from usage_ledger.messages import Ending, MessageReader, Reason, State, Verdict
 from usage_ledger.messages.decoding import BOMB_FREE, BOMB_RATIO, DecodingError, decoder_for
 
+from scripts.fake_console import NORMAL
+
 STREAM = b"".join(NORMAL)
-UTF8_STREAM = STREAM.replace(b"token", "Grüße, 模型 😀".encode())
+UTF8_STREAM = STREAM.replace(b"token.", "Grüße, 模型 😀".encode())
 JSON_BODY = {"id": "m", "type": "message", "usage": {"input_tokens": 9, "output_tokens": 7}, "stop_reason": "end_turn"}
 BOM = b"\xef\xbb\xbf"
 

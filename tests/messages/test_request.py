@@ -9,7 +9,6 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-
 from usage_ledger.messages import RequestFields, read_request
 
 BODY = {"model": "claude-sonnet-4-6", "stream": True, "messages": [{"role": "user", "content": "Grüße"}]}

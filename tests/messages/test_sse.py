@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from scripts.fake_console import NORMAL, START_USAGE, STOP, delta, start, text
 from usage_ledger.messages import Ending, MessageReader, State
 from usage_ledger.messages.sse import EVENT_LIMIT, EventReader
+
+from scripts.fake_console import NORMAL, START_USAGE, STOP, delta, start, text
 
 MARKERS = (b"message_", b'"usage"', b"error")
 A = b"event: message_a\ndata: 1\n\n"

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from usage_ledger.messages import clean, text_or_none
 from usage_ledger.messages.text import LIMIT
 

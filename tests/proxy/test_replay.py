@@ -1,0 +1,204 @@
+"""Captures that are replayed: the same rows, never more, never worse."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from mitmproxy import http
+from mitmproxy.io import FlowReader, FlowWriter
+
+from scripts.fake_console import NORMAL, FakeConsole, streaming
+from scripts.real_proxy import Proxy, replay, rows_of, settled_rows
+
+SCENARIOS = ("normal", "without_usage", "iterations", "breaks", "gzipped", "json", "rate_limited")
+
+
+def traffic(proxy: Proxy, ask: Callable[..., httpx.Response], scenarios: tuple[str, ...] = SCENARIOS) -> None:
+    for scenario in scenarios:
+        try:
+            ask(proxy, scenario)
+        except httpx.TransportError:
+            assert scenario == "breaks"
+
+
+def comparable(ledger: Path) -> list[dict[str, object]]:
+    """Rows without what only the live proxy can know, or what names the process."""
+    apart = ("origin", "writer", "time_to_first_token_ms", "completed_at", "duration_ms")
+    return [{name: value for name, value in row.items() if name not in apart} for row in rows_of(ledger)]
+
+
+def test_a_capture_replayed_twice_changes_nothing(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture))
+    traffic(proxy, ask)
+    proxy.stop()
+    before = rows_of(proxy.ledger)
+    assert len(before) == len(SCENARIOS)
+    for _ in range(2):
+        replay(capture, proxy.ledger)
+        assert rows_of(proxy.ledger) == before
+
+
+def test_a_capture_alone_gives_the_same_rows(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture), "--set", "usage_tag_header=x-team")
+    ask(proxy, "normal", **{"x-team": "blue"})
+    traffic(proxy, ask)
+    proxy.stop()
+    other = tmp_path / "other" / "usage.db"
+    replay(capture, other)
+    assert comparable(other) == comparable(proxy.ledger)
+    assert {row["origin"] for row in rows_of(other)} == {"replay"}
+
+
+def test_a_replay_improves_a_worse_row_and_never_replaces_a_corrected_one(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture))
+    ask(proxy, "normal")
+    ask(proxy, "normal")
+    proxy.stop()
+    first, second = rows_of(proxy.ledger)
+    with closing(sqlite3.connect(proxy.ledger)) as ledger, ledger:
+        ledger.execute("UPDATE usage_records SET usage_state = 'missing', total_tokens = 0 WHERE id = ?", [first["id"]])
+        corrected = json.dumps({"_manually_updated": True})
+        ledger.execute(
+            "UPDATE usage_records SET usage_state = 'missing', total_tokens = 7, metadata = ? WHERE id = ?",
+            [corrected, second["id"]],
+        )
+    replay(capture, proxy.ledger)
+    improved, kept = rows_of(proxy.ledger)
+    assert (improved["usage_state"], improved["total_tokens"]) == ("complete", first["total_tokens"])
+    assert improved["time_to_first_token_ms"] == first["time_to_first_token_ms"]
+    assert (kept["usage_state"], kept["total_tokens"], kept["metadata"]) == ("missing", 7, corrected)
+
+
+def test_a_capture_without_the_addon_adds_what_it_knows_and_touches_no_row(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    """mitmproxy saves a streamed flow without its body; without the addon nothing streams unless it is told to."""
+    capture = tmp_path / "plain.mitm"
+    plain = Proxy(console.address, tmp_path / "unused.db", "-w", str(capture), script=None)
+    with plain:
+        traffic(plain, ask)
+    ledger = tmp_path / "books" / "usage.db"
+    replay(capture, ledger)
+    states = [row["usage_state"] for row in rows_of(ledger)]
+    assert states == ["complete", "missing", "complete", "missing", "complete", "complete", "none"]
+    reasons = [row["review_reason"] for row in rows_of(ledger)]
+    assert reasons[3] == "body_not_captured"
+
+
+def test_a_body_over_the_limit_is_not_kept_and_its_replay_touches_no_row(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture), "--set", "usage_capture_limit=1k")
+    ask(proxy, "normal")
+    proxy.stop()
+    before = rows_of(proxy.ledger)
+    replay(capture, proxy.ledger)
+    assert rows_of(proxy.ledger) == before
+    replay(capture, tmp_path / "new.db")
+    (row,) = rows_of(tmp_path / "new.db")
+    assert (row["usage_state"], row["review_reason"]) == ("missing", "body_not_captured")
+    with capture.open("rb") as file:
+        (flow,) = FlowReader(file).stream()
+    assert "usage_capture_limit" in flow.comment
+
+
+def test_a_har_finds_the_rows_of_its_flows_again(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    for name in ("one", "two"):
+        console.scenarios[name] = streaming(NORMAL, {"request-id": f"req_{name}"})
+    har = tmp_path / "flows.har"
+    proxy = start_proxy("--set", f"hardump={har}")
+    ask(proxy, "one")
+    ask(proxy, "two")
+    proxy.stop()
+    before = rows_of(proxy.ledger)
+    replay(har, proxy.ledger)
+    assert rows_of(proxy.ledger) == before
+    other = tmp_path / "other.db"
+    replay(har, other)
+    first = rows_of(other)
+    replay(har, other)
+    assert rows_of(other) == first
+    assert [row["total_tokens"] for row in first] == [2154, 2154]
+
+
+def test_a_client_replay_is_billed_again_and_gets_its_own_row(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture))
+    ask(proxy, "normal")
+    proxy.stop()
+    start_proxy("--client-replay", str(capture))
+    rows = settled_rows(proxy.ledger, 2)
+    assert console.received["normal"] == 2
+    assert [row["usage_state"] for row in rows] == ["complete", "complete"]
+
+
+def test_a_server_replay_is_not_billed_and_leaves_no_row_also_when_it_is_replayed(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture, second = tmp_path / "capture.mitm", tmp_path / "second.mitm"
+    proxy = start_proxy("-w", str(capture))
+    ask(proxy, "normal")
+    proxy.stop()
+    serving = start_proxy("--server-replay", str(capture), "-w", str(second))
+    assert ask(serving, "normal").extensions["raw"] == b"".join(NORMAL)
+    serving.stop()
+    assert console.received["normal"] == 1
+    assert len(rows_of(proxy.ledger)) == 1
+    replay(second, tmp_path / "other.db")
+    assert not (tmp_path / "other.db").exists() or rows_of(tmp_path / "other.db") == []
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["with the addon's note", "without"])
+def test_a_replayed_break_keeps_its_reason(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response], noted: bool
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture))
+    traffic(proxy, ask, ("breaks",))
+    proxy.stop()
+    if not noted:
+        with capture.open("rb") as file:
+            (flow,) = FlowReader(file).stream()
+        assert isinstance(flow, http.HTTPFlow)
+        flow.metadata.clear()
+        with capture.open("wb") as file:
+            FlowWriter(file).add(flow)
+    replay(capture, tmp_path / "other.db")
+    (row,) = rows_of(tmp_path / "other.db")
+    assert (row["usage_state"], row["review_reason"], row["input_tokens"]) == ("partial", "upstream_closed", 12)
+
+
+def test_a_body_whose_encoding_breaks_yields_on_replay_what_the_live_stream_showed(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    import gzip
+
+    whole = gzip.compress(b"".join(NORMAL) + b": " + bytes(range(256)) * 40 + b"\n\n")
+    broken = whole[:-300] + b"\xff" * 300
+    pieces = [broken[place : place + 50] for place in range(0, len(broken), 50)]
+    console.scenarios["broken"] = streaming(pieces, {"content-encoding": "gzip"})
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture))
+    ask(proxy, "broken")
+    proxy.stop()
+    replay(capture, tmp_path / "other.db")
+    assert comparable(tmp_path / "other.db") == comparable(proxy.ledger)
