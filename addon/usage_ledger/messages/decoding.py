@@ -7,9 +7,10 @@ Seen in the wild and therefore handled: gzip without a `content-encoding`, plain
 a missing gzip trailer, raw deflate streams (RFC 9110 section 8.4.1.2 notes that some servers send them).
 """
 
+import codecs
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import brotli
@@ -22,12 +23,12 @@ BOMB_FREE = 1024 * 1024
 BOMB_RATIO = 200
 """A body may decode to `BOMB_FREE` bytes plus `BOMB_RATIO` times its size. Claude's streams shrink 4 to 20 times."""
 
-_HEAD = 6  # bytes needed to tell what a body is
+_HEAD = 16  # bytes that tell what a body is: so many that all read as text are no compressed data
 _MAX_STAGES = 4
 _ZSTD_WINDOW = 8 * 1024 * 1024  # the most RFC 9659 allows for HTTP
 _ZSTD_SLICE = 128  # a zstd block of 4 bytes can stand for 128 KiB, so feed few of them at a time
-_TEXT = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:event|data:|id:|retry|: |:\w|\{\s*["}]|[<\[])')
-_PRINTABLE = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)) + b"\xef\xbb\xbf")
+_SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+_SHORT_TEXT = re.compile(r"\s*(?:event|data:|id:|retry|:|\{|\[|<|$)")
 
 
 class DecodingError(ValueError):
@@ -43,7 +44,7 @@ class Decoder(Protocol):
 def decoder_for(content_encoding: str, head: bytes) -> Decoder | None:
     """Return the decoder for a body that begins with `head`; None where the body is plain.
 
-    `head` should have at least 6 bytes unless the body is shorter. The encodings of a `content-encoding` list were
+    `head` should satisfy `enough_to_tell` unless the body is shorter. The encodings of a `content-encoding` list were
     applied in order, so they are undone from the last to the first.
     """
     names = [name for part in content_encoding.lower().split(",") if (name := part.strip()) not in ("", "identity")]
@@ -58,20 +59,26 @@ def enough_to_tell(head: bytes) -> bool:
 
 def _single(name: str, head: bytes) -> Decoder | None:
     if head.startswith(b"\x1f\x8b\x08"):
-        return _Inflate(zlib.MAX_WBITS + 16)
-    if head.startswith(zstandard.FRAME_HEADER):
-        return _Zstd()
+        return _Careful(lambda: _Inflate(zlib.MAX_WBITS + 16))
+    if head.startswith(zstandard.FRAME_HEADER) or _SKIPPABLE_ZSTD.match(head):
+        return _Careful(_Zstd)
     if not name or _looks_like_text(head):
         return None
-    if len(head) >= 2 and head[0] & 0x0F == 8 and (head[0] * 256 + head[1]) % 31 == 0 and name != "br":
-        return _Inflate(zlib.MAX_WBITS)
+    candidates: list[Callable[[], Decoder]] = []
+    if len(head) >= 2 and head[0] & 0x0F == 8 and (head[0] * 256 + head[1]) % 31 == 0:  # RFC 1950 section 2.2
+        candidates.append(lambda: _Inflate(zlib.MAX_WBITS))
     if name == "deflate":
-        return _Inflate(-zlib.MAX_WBITS)
-    return _Brotli()  # the one encoding whose bytes cannot be told by their start
+        candidates.append(lambda: _Inflate(-zlib.MAX_WBITS))
+    return _FirstThatReads([*candidates, _Brotli])
 
 
 def _looks_like_text(head: bytes) -> bool:
-    return _TEXT.match(head) is not None and _PRINTABLE.issuperset(head)
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head[:_HEAD])  # may end inside a character
+    except UnicodeDecodeError:
+        return False
+    printable = all(character.isprintable() or character in "\t\r\n" for character in text)
+    return printable and (len(head) >= _HEAD or _SHORT_TEXT.match(text) is not None)
 
 
 class _Budget:
@@ -89,6 +96,63 @@ class _Budget:
         self._left -= size
         if self._left < 0:
             raise DecodingError("the body grows more than a real answer would when it is decompressed")
+
+
+class _Careful:
+    """Hands on everything before a broken place, in whatever pieces the body comes.
+
+    A decoder that fails takes the output of the failed call with it, so a second one follows one piece behind: where
+    the first fails, the second goes over the failed piece byte by byte.
+    """
+
+    __slots__ = ("_ahead", "_behind")
+
+    def __init__(self, make: Callable[[], Decoder]) -> None:
+        self._ahead = make()
+        self._behind = make()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        given = 0
+        try:
+            for piece in self._ahead.feed(data):
+                given += len(piece)
+                yield piece
+        except DecodingError:
+            for place in range(len(data)):
+                for piece in self._behind.feed(data[place : place + 1]):
+                    yield piece[given:]
+                    given -= min(given, len(piece))
+            raise
+        for _ in self._behind.feed(data):
+            pass
+
+
+class _FirstThatReads:
+    """Encodings that cannot be told by their first bytes: tries one after the other until one yields something."""
+
+    __slots__ = ("_candidates", "_decoder", "_seen")
+
+    def __init__(self, candidates: list[Callable[[], Decoder]]) -> None:
+        self._candidates = candidates
+        self._decoder: Decoder = _Careful(candidates.pop(0))
+        self._seen: bytes | None = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        if self._seen is not None:
+            self._seen += data
+            if len(self._seen) > PIECE:
+                self._seen = None
+        try:
+            for piece in self._decoder.feed(data):
+                if piece:
+                    self._seen = None
+                    yield piece
+        except DecodingError:
+            if not self._candidates or self._seen is None:
+                raise
+            again, self._seen = self._seen, b""
+            self._decoder = _Careful(self._candidates.pop(0))
+            yield from self.feed(again)
 
 
 class _Inflate:
@@ -139,7 +203,7 @@ class _Brotli:
             if piece:
                 self._budget.spend(len(piece))
                 yield piece
-            if engine.can_accept_more_data():
+            elif engine.can_accept_more_data():  # no output and room for input: all is out
                 return
             data = b""
 
@@ -166,13 +230,17 @@ class _Zstd:
 class _Chain:
     """Several encodings, one inside the other; each stage looks at its own first bytes."""
 
-    __slots__ = ("_stages",)
+    __slots__ = ("_budget", "_stages")
 
     def __init__(self, names: list[str]) -> None:
         self._stages = [_Sniffing(name) for name in names]
+        self._budget = _Budget()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        return self._through(0, data)
+        self._budget.earn(len(data))
+        for piece in self._through(0, data):
+            self._budget.spend(len(piece))  # each stage has its own budget, and those would multiply
+            yield piece
 
     def _through(self, stage: int, data: bytes) -> Iterator[bytes]:
         if stage == len(self._stages):

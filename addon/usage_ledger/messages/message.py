@@ -32,7 +32,7 @@ class Message:
         """
         if isinstance(message, dict):
             self._name(message)
-            usage = message.get("usage") or usage
+            usage = usage if _says_none(message.get("usage")) else message["usage"]
         if self.usage is None:
             self._merge(usage, placeholder=True)
 
@@ -45,7 +45,7 @@ class Message:
         """Take a `message_delta`: the `delta` with the stop reason, and the cumulative `usage`."""
         if isinstance(delta, dict):
             self._stop(delta)
-            usage = usage or delta.get("usage")
+            usage = delta.get("usage") if _says_none(usage) else usage
         self._merge(usage)
         if self.output_known and self.stop_reason is not None:
             self.final = True
@@ -90,3 +90,8 @@ class Message:
                 self.usage.pop("output_tokens", None)
             self.output_known = True
         merge(self.usage, news)
+
+
+def _says_none(usage: object) -> bool:
+    """Whether a usage field says nothing: null and `{}`. Anything else is usage, or malformed."""
+    return usage is None or usage == {}

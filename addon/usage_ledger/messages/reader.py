@@ -31,6 +31,7 @@ _USAGE_EVENTS = frozenset({"message_start", "message_delta", "message_stop"})
 _CONTENT = frozenset({"content_block_start", "content_block_delta", "content_block_stop"})
 _KINDS = {name.encode(): name for name in (*_USAGE_EVENTS, *_CONTENT, "ping", "error")}
 _QUOTED_CONTENT = tuple((f'"{name}"'.encode(), name) for name in sorted(_CONTENT))
+_WHITESPACE = b" \t\r\n"
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
@@ -65,11 +66,23 @@ class MessageReader:
     `output_begun` turns true with the first content block delta, which is how a caller measures time to first token.
     """
 
-    __slots__ = ("_body", "_decoder", "_encoding", "_events", "_evidence", "_head", "_messages", "_read", "_take")
+    __slots__ = (
+        "_body",
+        "_decoder",
+        "_encoding",
+        "_events",
+        "_evidence",
+        "_head",
+        "_messages",
+        "_place",
+        "_read",
+        "_take",
+    )
 
     def __init__(self, content_encoding: str = "") -> None:
         self._encoding = content_encoding
         self._messages: list[Message] = []
+        self._place = 0  # of the message that events speak of
         self._evidence = Evidence(messages=self._messages)
         self._events = EventReader(_MARKERS, once=b"content_block_delta")
         self._body = bytearray()
@@ -176,6 +189,8 @@ class MessageReader:
                 self._evidence.stream_error = "error"
             return
         kind = kind or fields.type
+        if kind == "content_block_delta":
+            self._evidence.output_begun = True
         if kind == "message_start":
             self._start(fields)
         elif kind == "message_delta":
@@ -191,17 +206,20 @@ class MessageReader:
 
     def _start(self, fields: "_Event") -> None:
         message = fields.message
-        if self._messages and not self._messages[-1].repeats(message):
-            if len(self._messages) < MESSAGES_LIMIT:
-                self._messages.append(Message())
-            else:
-                self._evidence.too_many_messages = True
+        known = next((place for place, each in enumerate(self._messages) if each.repeats(message)), None)
+        if known is not None:
+            self._place = known
+        elif len(self._messages) < MESSAGES_LIMIT:
+            self._place = len(self._messages)
+            self._messages.append(Message())
+        else:
+            self._evidence.too_many_messages = True
         self._current().start(message, fields.usage)
 
     def _current(self) -> Message:
         if not self._messages:
             self._messages.append(Message())
-        return self._messages[-1]
+        return self._messages[self._place]
 
     def _read_answer(self, clean: bool) -> None:
         """Read a JSON answer. One that was cut is no evidence of anything; one that is broken may hide its usage."""
@@ -218,7 +236,7 @@ class MessageReader:
 def _kind(event: Event) -> str | None:
     """Tell an event's kind without decoding it: its name, or what its data says; None where only decoding can tell."""
     kind = _KINDS.get(event.name)
-    if kind is None:
+    if kind is None and b"message_" not in event.data:
         # Quotes inside JSON text are escaped, so these bytes stand for a value of their own and not for prose.
         for quoted, name in _QUOTED_CONTENT:
             if quoted in event.data:
@@ -242,7 +260,7 @@ def _answer(body: bytes) -> dict[str, Any] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         tree = _object(body)
         return None if tree is None else {name: tree.get(name) for name in _Answer.__struct_fields__}
-    fields["content"] = bytes(fields["content"]) not in (b"[]", b"null", b'""')
+    fields["content"] = bytes(fields["content"]).translate(None, _WHITESPACE) not in (b"[]", b"null", b'""')
     return fields
 
 

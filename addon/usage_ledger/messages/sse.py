@@ -66,7 +66,7 @@ class EventReader:
         if self._skipping:
             self._skipping = False
             data = data[data.find(b"\n\n") + 2 :]
-        cut_short = self._shorten() if len(carry) > EVENT_LIMIT else ()
+        cut_short = self._shorten()
         if self._once is not None:
             return [*self._wanted(data), *cut_short]
         for marker in self._markers:
@@ -89,14 +89,14 @@ class EventReader:
             place = block.find(marker)
             while place >= 0:
                 start, end = _around(block, place)
-                if start not in events:
-                    events[start] = _parse(block[start:end])
+                if start not in events and place < start + EVENT_LIMIT:
+                    events[start] = _parse(block[start : min(end, start + EVENT_LIMIT)], end - start > EVENT_LIMIT)
                 place = block.find(marker, end)
         if self._once is not None:
             place = block.find(self._once)
             while place >= 0:
                 start, end = _around(block, place)
-                event = events.get(start) or _parse(block[start:end])
+                event = events.get(start) or _parse(block[start : min(end, start + EVENT_LIMIT)])
                 if event is not None and (event.name == self._once or b'"' + self._once + b'"' in event.data):
                     events[start] = event
                     self._once = None
@@ -107,7 +107,7 @@ class EventReader:
     def _shorten(self) -> Iterable[Event]:
         """Give up an unfinished event that has grown past the limit, and skip to its end."""
         carry = self._carry
-        if len(carry) <= EVENT_LIMIT:
+        if len(carry) <= EVENT_LIMIT + 1:  # one more, for the first half of the blank line
             return ()
         first_time = not self._skipping
         head = bytes(carry[:EVENT_LIMIT])
@@ -144,7 +144,7 @@ def _around(block: bytes, place: int) -> tuple[int, int]:
     return (0 if start < 0 else start + 2), (len(block) if end < 0 else end)
 
 
-def _parse(raw: bytes) -> Event | None:
+def _parse(raw: bytes, truncated: bool = False) -> Event | None:
     """Read the fields of one event (its lines end in LF); None when it has no data, which is no event at all."""
     name = b""
     data: bytes | None = None
@@ -156,4 +156,4 @@ def _parse(raw: bytes) -> Event | None:
             data = value if data is None else data + b"\n" + value
         elif field == b"event":
             name = value
-    return None if data is None else Event(name, data)
+    return None if data is None else Event(name, data, truncated)

@@ -64,6 +64,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
 )
 """Where the API keeps each of `COUNT_NAMES` (SDK type `BetaUsage`)."""
 
+_KNOWN = frozenset(name for path in _PATHS for name in path) | {"iterations", "service_tier", "inference_geo", "speed"}
 _GROUPS = frozenset(path[0] for path in _PATHS if len(path) == 2)
 
 
@@ -160,7 +161,7 @@ def merge(known: dict[str, Any], news: dict[str, Any], depth: int = 0) -> None:
     """
     for key, value in news.items():
         if key not in known:
-            if len(known) < _KEYS_LIMIT:
+            if len(known) < _KEYS_LIMIT or key in _KNOWN:
                 known[key] = value
         elif isinstance(value, dict):
             if isinstance(known[key], dict) and depth < _DEPTH_LIMIT:

@@ -16,6 +16,12 @@ from usage_ledger.ledger.paths import ledger_path
 
 DEFAULT_FILTER = '~m ^POST$ & ~u "^[^?]*/v1/messages([?]|$)"'
 
+CHOICES = {
+    "usage_durability": ("full", "normal"),
+    "usage_on_ledger_error": ("pass", "block"),
+    "usage_capture": ("auto", "always", "never"),
+}
+
 _NEED_A_RESPONSE = (
     flowfilter.FAsset,
     flowfilter.FBodResponse,
@@ -42,21 +48,21 @@ def declare(loader: Loader) -> None:
         str,
         "full",
         "full: fsync each commit (survives power loss). normal: survives process death.",
-        choices=("full", "normal"),
+        choices=CHOICES["usage_durability"],
     )
     loader.add_option(
         "usage_on_ledger_error",
         str,
         "pass",
         "When the ledger cannot be written. pass: let traffic through and keep rows. block: answer 503 until it can.",
-        choices=("pass", "block"),
+        choices=CHOICES["usage_on_ledger_error"],
     )
     loader.add_option(
         "usage_capture",
         str,
         "auto",
         "Keep streamed bodies on the flow, so that saved flows can be replayed. auto: when flows are saved.",
-        choices=("auto", "always", "never"),
+        choices=CHOICES["usage_capture"],
     )
     loader.add_option(
         "usage_capture_limit", str, "32m", "The most that is kept of one flow's body; a longer one is dropped."
@@ -80,7 +86,11 @@ class Settings:
 def settings_from(options: Options) -> Settings:
     """Check all options and return them as settings; raise `OptionsError` for the first that cannot work."""
     saves = bool(options.save_stream_file or options.hardump)
+    for name, choices in CHOICES.items():
+        if getattr(options, name) not in choices:  # mitmproxy checks choices only where it shows them
+            raise exceptions.OptionsError(f"{name}: {getattr(options, name)!r} is none of {', '.join(choices)}")
     capture = options.usage_capture == "always" or (options.usage_capture == "auto" and saves)
+    limit = _size("usage_capture_limit", options.usage_capture_limit)
     return Settings(
         ledger=_ledger(options.usage_db),
         flow_filter=_filter(options.usage_filter),
@@ -88,7 +98,7 @@ def settings_from(options: Options) -> Settings:
         tag_header=_header(options.usage_tag_header),
         durability=options.usage_durability,
         block=options.usage_on_ledger_error == "block",
-        capture_limit=_size("usage_capture_limit", options.usage_capture_limit) if capture else 0,
+        capture_limit=limit if capture else 0,
         streams_large_bodies=bool(options.stream_large_bodies),
     )
 

@@ -19,7 +19,6 @@ BODY_LIMIT = 64 * 1024 * 1024
 """Bytes of a streamed request body that are kept for its few fields."""
 
 PATH_LIMIT = 512
-READ_STEP = 64 * 1024
 
 
 def moment(timestamp: float) -> str:
@@ -114,21 +113,10 @@ def reader_for(response: http.Response) -> MessageReader:
 
 
 def read_whole(response: http.Response, clean: bool) -> MessageReader:
-    """Read a body that is there in one piece.
-
-    A broken encoding is read again byte by byte: the decoder then yields everything before the broken place, as it
-    did when the body came in chunks.
-    """
-    body = response.raw_content or b""
-    for step in (READ_STEP, 1):
-        reader = reader_for(response)
-        for start in range(0, len(body), step):
-            reader.feed(body[start : start + step])
-            if reader.unreadable:
-                break
-        reader.finish(clean)
-        if not reader.unreadable:
-            break
+    """Read a body that is there in one piece."""
+    reader = reader_for(response)
+    reader.feed(response.raw_content or b"")
+    reader.finish(clean)
     return reader
 
 

@@ -1,0 +1,42 @@
+"""Options that cannot work end mitmdump before it takes traffic, with a line that names them."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.real_proxy import ADDON, mitmdump
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("usage_filter=~c 200", "asks about the response"),
+        ("usage_filter=~m POST & !(~hs x | ~d y)", "asks about the response"),
+        ("usage_filter=~~~", "usage_filter"),
+        ("usage_tag_header=no header", "not the name of a header"),
+        ("usage_capture_limit=lots", "is not a size"),
+        ("usage_capture_limit=0", "not a size above 0"),
+        ("usage_durability=maybe", "usage_durability"),
+        ("usage_on_ledger_error=panic", "usage_on_ledger_error"),
+        ("usage_capture=sometimes", "usage_capture"),
+        ("usage_db=/", "is a folder"),
+    ],
+)
+def test_a_bad_option_is_named(tmp_path: Path, option: str, says: str) -> None:
+    done = subprocess.run(
+        [
+            mitmdump(),
+            *("-s", str(ADDON), "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0"),
+            *("--set", option),
+        ],
+        env={**os.environ, "USAGE_LEDGER_DB": str(tmp_path / "usage.db")},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert says in done.stdout + done.stderr
+    assert not (tmp_path / "usage.db").exists()

@@ -1,0 +1,102 @@
+"""The scripts a person runs on a checkout."""
+
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from scripts.real_proxy import wait_until
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_demo_does_the_whole_job_and_its_replay_changes_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.run_demo"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 requests reached the Console, 8 rows are in the ledger" in done.stdout
+    assert "the replay changed nothing" in done.stdout
+    for reason in ("no_usage_data", "client_disconnected", "upstream_closed"):
+        assert reason in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_is_interrupted_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-u", "-m", "scripts.run_demo"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout is not None
+    assert "listens at" in demo.stdout.readline()
+    os.killpg(demo.pid, signal.SIGINT)
+    demo.wait(30)
+    demo.stdout.close()
+    assert demo.returncode == 130
+
+    def group_is_gone() -> bool:
+        try:
+            os.killpg(demo.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(group_is_gone)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_fitting_python_a_script_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "scripts").mkdir(parents=True)
+    for name in ("scripts/setup.sh", "scripts/lint", "pyproject.toml", "scripts/constraints.txt", ".python-version"):
+        (checkout / name).write_bytes((ROOT / name).read_bytes())
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "cat", "cksum", "dirname", "rm", "flock"):
+        (tools / tool).symlink_to(f"/usr/bin/{tool}")
+    done = subprocess.run(
+        ["/usr/bin/bash", "scripts/lint"],
+        cwd=checkout,
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "Python 3.12" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["scripts/constraints.txt", "pyproject.toml"])
+def test_no_registry_address_is_committed(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert "://" not in text
+
+
+def test_every_dependency_is_held_by_the_constraints() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    held = {line.partition("==")[0].lower().replace("_", "-") for line in _constraints()}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {"".join(c for c in text.split(">")[0].split("[")[0]).strip().lower() for text in wanted}
+    assert names - held == set()
+
+
+def _constraints() -> list[str]:
+    lines = (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
