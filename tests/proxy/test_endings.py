@@ -197,3 +197,20 @@ def test_an_answer_of_the_proxy_itself_leaves_no_row(
     ask(proxy, "normal")
     assert console.received.total() == 1
     assert len(rows_of(proxy.ledger)) == 1
+
+
+@pytest.mark.parametrize(
+    ("hook", "state", "reason"),
+    [("request", "none", None), ("responseheaders", "missing", "upstream_closed")],
+)
+def test_a_flow_that_is_killed_leaves_its_row(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], hook: str, state: str, reason: str | None
+) -> None:
+    """Before it left, nothing was sent; once headers came back, upstream has billed what it did."""
+    script = tmp_path / "kill.py"
+    script.write_text(f"def {hook}(flow):\n    flow.kill()\n")
+    proxy = start_proxy("-s", str(script))
+    with suppress(httpx.TransportError):
+        httpx.post(f"{proxy.address}/v1/messages", headers={"x-scenario": "normal", **KEY}, json={}, timeout=20)
+    (row,) = settled_rows(proxy.ledger, 1)
+    assert (row["usage_state"], row["review_reason"], row["origin"]) == (state, reason, "live")

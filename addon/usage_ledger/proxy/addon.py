@@ -101,18 +101,23 @@ class UsageLedger:
             exchange.watch_response()
 
     async def response(self, flow: http.HTTPFlow) -> None:
-        if flow.live:
-            await self._settle(flow, Ending.FINISHED)
-        elif flow.error is None:
+        exchange = self._ended(flow)
+        if exchange is not None:
+            await _stored(exchange.settle(Ending.FINISHED))
+        elif not flow.live and flow.error is None:
             await self._replay(flow)
 
     async def error(self, flow: http.HTTPFlow) -> None:
-        if flow.live:
-            exchange = _in_flight.get(flow.id)
-            if exchange is not None:
-                await self._settle(flow, exchange.ending_of_error())
-        else:
+        exchange = self._ended(flow)
+        if exchange is not None:
+            await _stored(exchange.settle(exchange.ending_of_error()))
+        elif not flow.live:
             await self._replay(flow)
+
+    def _ended(self, flow: http.HTTPFlow) -> Exchange | None:
+        """Return the exchange of a live flow, once. A captured flow may have the id of one that is in flight."""
+        exchange = _in_flight.get(flow.id)
+        return _in_flight.pop(flow.id) if exchange is not None and exchange.flow is flow else None
 
     async def _begin(self, flow: http.HTTPFlow) -> Exchange:
         """Write the pending row of a request, or answer it where it may not pass without one."""
@@ -126,12 +131,6 @@ class UsageLedger:
         if not await exchange.write_pending() and settings.block:
             exchange.refuse()
         return exchange
-
-    async def _settle(self, flow: http.HTTPFlow, ending: Ending) -> None:
-        exchange = _in_flight.pop(flow.id, None)
-        stored = exchange.settle(ending) if exchange is not None else None
-        if stored is not None:
-            await asyncio.shield(stored)
 
     async def _replay(self, flow: http.HTTPFlow) -> None:
         settings = self._ready()
@@ -162,3 +161,9 @@ class UsageLedger:
         if self._started:
             writer.start()
         return writer
+
+
+async def _stored(outcome: "asyncio.Future[bool] | None") -> None:
+    """Wait until a row is on disk, or is known to wait for better times. Its batch is shared: never cancel it."""
+    if outcome is not None:
+        await asyncio.shield(outcome)
