@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-
 from usage_ledger.ledger.filters import Filters, as_moment, format_moment
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store

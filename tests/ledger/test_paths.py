@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-
 from usage_ledger.ledger.paths import ENVIRONMENT, ledger_path, make_private_folder, open_private_file
 from usage_ledger.ledger.presence import Presence, writers_folder
 from usage_ledger.ledger.record import Entry, Record

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from usage_ledger.ledger.presence import Presence, forget_dead_writers, is_alive, new_writer_id, writers_folder
 
 HOLD = """

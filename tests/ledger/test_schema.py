@@ -8,20 +8,57 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
-
 from usage_ledger.ledger import columns, schema
 from usage_ledger.ledger.marks import APPLICATION_ID, MAJOR, LedgerError
 from usage_ledger.ledger.record import ITERATION_COLUMNS, Entry, Record
 from usage_ledger.ledger.store import Store
 
-CONTRACT = """
-    id occurred_at completed_at account_id api_key_hint credential_kind organization_id workspace_id request_id
-    session_id tag host path requested_model model message_id stop_reason service_tier inference_geo speed stream
-    http_status input_tokens output_tokens cache_creation_input_tokens cache_creation_5m_input_tokens
-    cache_creation_1h_input_tokens cache_read_input_tokens thinking_tokens web_search_requests web_fetch_requests
-    total_tokens usage_state requires_manual_review review_reason total_cost price_source duration_ms
-    time_to_first_token_ms response_bytes origin usage_raw metadata writer
-""".split()
+CONTRACT = [
+    "id",
+    "occurred_at",
+    "completed_at",
+    "account_id",
+    "api_key_hint",
+    "credential_kind",
+    "organization_id",
+    "workspace_id",
+    "request_id",
+    "session_id",
+    "tag",
+    "host",
+    "path",
+    "requested_model",
+    "model",
+    "message_id",
+    "stop_reason",
+    "service_tier",
+    "inference_geo",
+    "speed",
+    "stream",
+    "http_status",
+    "input_tokens",
+    "output_tokens",
+    "cache_creation_input_tokens",
+    "cache_creation_5m_input_tokens",
+    "cache_creation_1h_input_tokens",
+    "cache_read_input_tokens",
+    "thinking_tokens",
+    "web_search_requests",
+    "web_fetch_requests",
+    "total_tokens",
+    "usage_state",
+    "requires_manual_review",
+    "review_reason",
+    "total_cost",
+    "price_source",
+    "duration_ms",
+    "time_to_first_token_ms",
+    "response_bytes",
+    "origin",
+    "usage_raw",
+    "metadata",
+    "writer",
+]
 INTEGERS = {
     "stream",
     "http_status",
@@ -190,5 +227,5 @@ def test_what_is_not_ours_to_write_is_refused_and_left_untouched(tmp_path: Path,
 
 def test_a_newer_major_is_refused_with_the_way_out(tmp_path: Path) -> None:
     newer_major(tmp_path / "usage.db")
-    with pytest.raises(LedgerError, match="newer major version.*upgrade"):
+    with pytest.raises(LedgerError, match=r"newer major version.*upgrade"):
         Store(tmp_path / "usage.db", "full", "abc")

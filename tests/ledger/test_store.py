@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from usage_ledger.ledger.marks import MAJOR
 from usage_ledger.ledger.presence import Presence, writers_folder
 from usage_ledger.ledger.record import Entry, IterationRow, Record
@@ -290,7 +289,9 @@ def test_a_flow_whose_id_is_new_finds_its_row_by_request_id_else_message_id(
     books: Books, told: dict[str, Any], found: bool
 ) -> None:
     books.write(record(usage_state="missing", request_id="req_1", message_id="msg_1"))
-    books.write(record(id="har-1", usage_state="complete", **told), identify=True, iterations=[iteration(0, of="har-1")])
+    books.write(
+        record(id="har-1", usage_state="complete", **told), identify=True, iterations=[iteration(0, of="har-1")]
+    )
     if found:
         assert (books.row()["id"], books.row()["usage_state"]) == ("flow-1", "complete")
         assert books.iterations() == [("flow-1", 0, 1)]

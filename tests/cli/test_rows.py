@@ -1,0 +1,168 @@
+"""`usage-ledger rows`: the newest rows, in a table that fits whatever it is shown on."""
+
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.ledger.store import Store
+
+REASONS = [None, "client_disconnected", "no_usage_data", "body_not_captured"]
+
+
+def record(number: int, **fields: Any) -> Record:
+    """A row whose values are as wide as they come."""
+    reason = REASONS[number % len(REASONS)]
+    given = {
+        "account_id": "6c0e4ac1-8f0f-4c6e-9d0d-1b1e5f6a7b8c",
+        "model": f"claude-opus-4-6-20261101-{number:02}",
+        "usage_state": "partial" if reason else "complete",
+        "review_reason": reason,
+        "requires_manual_review": int(bool(reason)),
+        "http_status": 200,
+        "input_tokens": 12_345_678,
+        "output_tokens": 1_234_567,
+        "cache_creation_input_tokens": 12_345_678,
+        "cache_read_input_tokens": 12_345_678,
+        "total_tokens": 123_456_789,
+        "host": "api.anthropic.com",
+        "path": "/v1/messages",
+        **fields,
+    }
+    return Record(id=f"{number:02}{'f' * 34}", occurred_at=f"2026-11-01T08:00:{number:02}.000Z", **given)
+
+
+def fill(path: Path, *records: Record) -> Path:
+    with closing(Store(path, "normal", "abc")) as store:
+        store.write([Entry(one) for one in records], [])
+    return path
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return fill(tmp_path / "usage.db", *(record(number) for number in reversed(range(30))))
+
+
+def run(ledger: Path, *arguments: str, columns: int = 200, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "usage_ledger", "rows", "--db", str(ledger), *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        env={**os.environ, "COLUMNS": str(columns), "PYTHONUTF8": "1", **environment},
+    )
+
+
+def shown(ledger: Path, *arguments: str, **more: Any) -> list[str]:
+    """The lines of the table without its header."""
+    done = run(ledger, *arguments, **more)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()[1:]
+
+
+def seconds(lines: list[str]) -> list[int]:
+    return [int(line[17:19]) for line in lines]
+
+
+@pytest.mark.parametrize("columns", [80, 96, 100, 103, 110, 113, 120, 125, 130, 150, 178, 200])
+def test_no_line_is_wider_than_the_terminal(ledger: Path, columns: int) -> None:
+    done = run(ledger, columns=columns)
+    assert max(map(len, done.stdout.splitlines())) <= columns
+
+
+def test_a_very_wide_terminal_is_not_filled_for_its_own_sake(ledger: Path) -> None:
+    assert run(ledger, columns=500).stdout == run(ledger, columns=200).stdout
+
+
+@pytest.mark.parametrize(
+    ("columns", "headings"),
+    [
+        (80, ["time (UTC)", "model", "in", "out", "state"]),
+        (130, ["time (UTC)", "model", "in", "out", "cache w", "cache r", "total", "state", "review", "http"]),
+        (200, ["time (UTC)", "cache r", "review", "http", "account", "id"]),
+    ],
+)
+def test_the_header_names_what_there_is_room_for(ledger: Path, columns: int, headings: list[str]) -> None:
+    header = run(ledger, columns=columns).stdout.splitlines()[0]
+    places = [f" {header} ".find(f" {heading} ") for heading in headings]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_cells_stand_under_their_headings(ledger: Path) -> None:
+    header, *lines = run(ledger).stdout.splitlines()
+    for heading, value in (("state", "complete"), ("state", "partial"), ("http", "200"), ("model", "claude-opus")):
+        assert any(line[header.index(heading) :].startswith(value) for line in lines), heading
+
+
+def test_a_row_says_when_what_and_how_much(tmp_path: Path) -> None:
+    told = record(7, model="claude-opus-4-6", input_tokens=11, output_tokens=22, total_tokens=33)
+    (line,) = shown(fill(tmp_path / "usage.db", told))
+    assert line.split()[:5] == ["2026-11-01", "08:00:07", "claude-opus-4-6", "11", "22"]
+    assert "body_not_captured" in line
+
+
+def test_the_newest_rows_are_shown_oldest_of_them_first(ledger: Path) -> None:
+    assert seconds(shown(ledger)) == list(range(10, 30))
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("1", [29]), ("3", [27, 28, 29]), ("0", list(range(30))), ("999", list(range(30)))]
+)
+def test_the_limit_is_how_many_and_0_is_all(ledger: Path, limit: str, expected: list[int]) -> None:
+    assert seconds(shown(ledger, "--limit", limit)) == seconds(shown(ledger, "-n", limit)) == expected
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (["--since", "2026-11-01T08:00:27"], [27, 28, 29]),
+        (["--until", "2026-11-01T09:00:02+01:00"], [0, 1]),
+        (["--model", "*-0[2]"], []),
+        (["--model", "*-02", "--model", "*-04"], [2, 4]),
+        (["--flagged", "--until", "2026-11-01T08:00:04"], [1, 2, 3]),
+        (["--state", "complete", "-n", "2"], [24, 28]),
+        (["--account", "6c0e*", "-n", "1"], [29]),
+    ],
+)
+def test_filters_choose_the_rows(ledger: Path, filters: list[str], expected: list[int]) -> None:
+    assert seconds(run(ledger, *filters).stdout.splitlines()[1:]) == expected
+
+
+@pytest.mark.parametrize("environment", [{}, {"TERM": "xterm-256color"}, {"CLICOLOR_FORCE": ""}])
+def test_a_pipe_gets_no_colours(ledger: Path, environment: dict[str, str]) -> None:
+    assert "\x1b" not in run(ledger, **environment).stdout
+
+
+def test_where_nothing_matches_a_hint_is_given_on_stderr(ledger: Path) -> None:
+    done = run(ledger, "--model", "gpt-*")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
+    assert done.stderr == f"no rows match in {ledger}\n"
+
+
+def test_an_empty_ledger_is_no_error(tmp_path: Path) -> None:
+    done = run(fill(tmp_path / "usage.db"))
+    assert (done.returncode, len(done.stdout.splitlines()), len(done.stderr.splitlines())) == (0, 1, 1)
+
+
+def test_rows_are_shown_while_a_proxy_has_the_ledger_open(ledger: Path) -> None:
+    with closing(Store(ledger, "normal", "abc")) as store:
+        store.write([Entry(record(31))], [])
+        assert seconds(shown(ledger, "-n", "2")) == [29, 31]
+
+
+def test_the_ledger_may_be_named_by_the_environment(ledger: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "usage_ledger", "rows", "-n", "1"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        env={**os.environ, "USAGE_LEDGER_DB": str(ledger), "COLUMNS": "80", "PYTHONUTF8": "1"},
+    )
+    assert seconds(done.stdout.splitlines()[1:]) == [29]

@@ -1,0 +1,118 @@
+"""The house: which room may import what, and that each module says which room it is in."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "addon"
+PACKAGE = SOURCE / "usage_ledger"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
+NEVER = {
+    # Whoever opens one of these rooms does not pay for (nor depend on) these.
+    "messages": {"mitmproxy", "sqlite3", "sqlite_utils", "click", "usage_ledger.ledger", "usage_ledger.proxy"},
+    "ledger": {"mitmproxy", "click", "usage_ledger.messages", "usage_ledger.proxy", "usage_ledger.cli"},
+    "cli": {"mitmproxy", "sqlite3", "sqlite_utils", "usage_ledger.proxy"},
+    "proxy": {"sqlite3", "sqlite_utils", "click", "usage_ledger.cli"},
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a module imports, also inside its functions and under `TYPE_CHECKING`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def belongs_to(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_proxy_imports_mitmproxy(path: Path) -> None:
+    if PACKAGE / "proxy" not in path.parents:
+        assert not [name for name in imported(path) if belongs_to(name, "mitmproxy")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_room_reaches_into_one_it_must_not_know(path: Path) -> None:
+    never = NEVER.get(path.relative_to(PACKAGE).parts[0], set())
+    assert not [name for name in imported(path) if any(belongs_to(name, package) for package in never)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_each_module_says_which_room_it_is_in(path: Path) -> None:
+    """A package's own module may be its docstring alone; what lies beside the rooms is in none."""
+    told = ast.get_docstring(ast.parse(path.read_text()))
+    assert told
+    room = path.relative_to(PACKAGE).parts[0]
+    if path.name == "__init__.py":
+        assert path.parent == PACKAGE or told.startswith(f"{room}: ")
+    elif room in ROOMS:
+        assert f"\nRoom: {room}" in told
+
+
+def test_every_room_is_a_package() -> None:
+    assert {"cli", "ledger", "messages", "proxy"} <= set(ROOMS)
+
+
+def test_the_script_is_a_door_and_nothing_else() -> None:
+    docstring, door, addons = ast.parse((SOURCE / "usage.py").read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(door, ast.ImportFrom)
+    assert ast.unparse(addons).startswith("addons = [")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that are in memory after a fresh interpreter has run this."""
+    tell = "import json, sys, os; sys.stdout.flush(); os.write(2, json.dumps(sorted(sys.modules)).encode())"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{code}\n{tell}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(json.loads(done.stderr))
+
+
+def loaded_by_command(*arguments: str) -> set[str]:
+    return loaded_by(f"from usage_ledger.cli.main import run\ntry: run({arguments!r})\nexcept SystemExit: pass")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("rows", "--help"), ("export", "--help")])
+@pytest.mark.parametrize("heavy", ["mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic", "asyncio"])
+def test_asking_for_help_loads_nothing_heavy(arguments: tuple[str, ...], heavy: str) -> None:
+    assert heavy not in loaded_by_command(*arguments)
+
+
+@pytest.mark.parametrize("heavy", ["mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic"])
+def test_reading_loads_nothing_that_only_writing_needs(tmp_path: Path, heavy: str) -> None:
+    writing = "from usage_ledger.ledger.store import Store; from pathlib import Path"
+    path = tmp_path / "usage.db"
+    assert "sqlite_utils" in loaded_by(f"{writing}; Store(Path({str(path)!r}), 'full', 'abc').close()")
+    assert heavy not in loaded_by_command("export", "--db", str(path))
+
+
+def test_the_messages_room_runs_without_mitmproxy_and_sqlite() -> None:
+    modules = [name_of(path).removesuffix(".py").replace("/", ".") for path in (PACKAGE / "messages").glob("*.py")]
+    loaded = loaded_by("\n".join(f"import {name.removesuffix('.__init__')}" for name in modules))
+    assert "usage_ledger.messages.sse" in loaded
+    assert not loaded & {"mitmproxy", "sqlite3", "usage_ledger.ledger"}
+
+
+def test_opening_the_house_opens_no_room() -> None:
+    assert not [name for name in loaded_by("import usage_ledger") if name.startswith("usage_ledger.")]
