@@ -5,6 +5,7 @@ columns, and text cells that no spreadsheet takes for a formula.
 """
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -50,6 +51,8 @@ def export(db: Path, form: str, **filters: Any) -> None:
 
 
 def _write_csv(rows: Iterable[tuple[Any, ...]]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="")  # what is read back elsewhere has one alphabet
     out = csv.writer(sys.stdout, lineterminator="\r\n")
     out.writerow(COLUMNS)
     out.writerows([_safe(value) for value in row] for row in rows)

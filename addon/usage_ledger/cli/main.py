@@ -7,6 +7,7 @@ for wrong usage or unusable input, never a traceback; a pipe that closes early i
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -16,7 +17,21 @@ from usage_ledger.cli.rows import rows
 from usage_ledger.ledger.marks import LedgerError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _EnoughError(Exception):
+    """Whoever reads our output has closed the pipe. (click would make a failure of it.)"""
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise _EnoughError from error
+        return result
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="usage-ledger")
 def main() -> None:
     """Read and keep the books of what Claude billed, one row per request.
@@ -38,11 +53,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
         result = main(args=None if arguments is None else list(arguments), standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
+    except _EnoughError:
         # Whoever read from us has enough. What is left in the buffer must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         return _fail(error.format_message())
     except (LedgerError, OSError) as error:

@@ -22,7 +22,7 @@ class Moment(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             return as_moment(str(value))
-        except (ValueError, OverflowError):
+        except ValueError:
             self.fail(f"{value!r} is not a time; say 2026-11-01, 2026-11-01T08:30+01:00, 90m, 24h or 7d", param, ctx)
 
 

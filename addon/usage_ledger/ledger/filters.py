@@ -64,14 +64,15 @@ def as_moment(text: str, now: datetime | None = None) -> str:
     A time without a zone is UTC. Raises ValueError for anything else.
     """
     ago = _AGO.fullmatch(text)
-    if ago:
-        moment = (now or datetime.now(UTC)) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    else:
+    try:
+        if ago:
+            return format_moment((now or datetime.now(UTC)) - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
         moment = datetime.fromisoformat(text)
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return format_moment(moment)
+        return format_moment(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC))
+    except OverflowError as error:
+        raise ValueError(f"{text} is out of reach") from error
 
 
 def format_moment(moment: datetime) -> str:
     """Format a UTC time the way the ledger holds it: ISO 8601, milliseconds, `Z`."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03}Z"
+    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

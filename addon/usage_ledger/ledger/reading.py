@@ -31,10 +31,10 @@ def open_for_reading(path: Path) -> Iterator["Reader"]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Connect read-only. On a medium nobody can write, SQLite needs to be told that the file will not change."""
+    """Connect for reading. On a medium nobody can write, SQLite needs to be told that the file will not change."""
     address = path.resolve().as_uri()
     try:
-        return _checked(f"{address}?mode=ro", path)
+        return _checked(f"{address}?mode=rw", path)
     except sqlite3.OperationalError as error:
         if path.with_name(path.name + "-wal").exists():
             raise LedgerError(
@@ -49,6 +49,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _checked(address: str, path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
     try:
+        # Opened for writing, so that SQLite takes its own -wal and -shm files away again; but nothing may be written.
+        connection.execute("PRAGMA query_only = 1")
         if not check_marks(connection, path):
             raise LedgerError(f"{path} is empty and not a usage ledger; name another with --db")
     except BaseException:

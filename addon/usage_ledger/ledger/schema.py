@@ -86,6 +86,16 @@ def create_usage_records(database: Database) -> None:
         ) STRICT, WITHOUT ROWID
         """
     )
+    # Iterations belong to the usage they came with: when a settled row gets better usage, the old ones go.
+    database.execute(
+        """
+        CREATE TRIGGER usage_iterations_follow AFTER UPDATE OF usage_raw ON usage_records
+        WHEN old.usage_state <> 'pending'
+        BEGIN
+            DELETE FROM usage_iterations WHERE record_id = old.id;
+        END
+        """
+    )
     # Every index costs each request a page to write, so there are only those that a lookup or the review queue needs.
     database.execute("CREATE INDEX usage_records_occurred_at ON usage_records(occurred_at)")
     database.execute("CREATE INDEX usage_records_request_id ON usage_records(request_id) WHERE request_id IS NOT NULL")

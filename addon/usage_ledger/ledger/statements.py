@@ -46,13 +46,9 @@ _INSERT = f"INSERT INTO usage_records ({', '.join(COLUMNS)}) SELECT {_values(COL
 UPSERT = f"{_INSERT} ON CONFLICT(id) DO UPDATE SET {_SET} WHERE {_BETTER}"
 """Write records (a JSON array of arrays); worse ones than the ledger holds change nothing."""
 
-UPSERT_TELLING = f"{UPSERT} RETURNING id"
-"""The same, returning the ids of the rows that were added or changed."""
-
 INSERT_NEW = f"{_INSERT} ON CONFLICT(id) DO NOTHING"
 """Write records that may only add rows."""
 
-DELETE_ITERATIONS = "DELETE FROM usage_iterations WHERE record_id IN (SELECT value FROM json_each(?1))"
 INSERT_ITERATIONS = (
     f"INSERT INTO usage_iterations ({', '.join(ITERATION_COLUMNS)}) "
     f"SELECT {_values(ITERATION_COLUMNS)} FROM json_each(?1)"

@@ -6,12 +6,13 @@ not at all, that files are private, and that opening a ledger settles the rows t
 
 import os
 import sqlite3
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
 
 from usage_ledger.ledger import presence, statements
-from usage_ledger.ledger.marks import MAJOR, LedgerError
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import make_private_folder, open_private_file
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.schema import migrate
@@ -48,20 +49,18 @@ class Store:
         return _identity(self.path) == self._identity
 
     def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
-        """Write a batch of entries and remove withdrawn pending rows, in one transaction."""
-        plain = [entry for entry in entries if not entry.iterations and not entry.only_new and not entry.identify]
-        if len(plain) == len(entries) and not withdrawn:
-            self._connection.execute(statements.UPSERT, (_as_json([entry.record for entry in entries]),))
+        """Write a batch of entries, in their order, and remove withdrawn pending rows: all of it or nothing."""
+        if not withdrawn and all(map(_is_plain, entries)):
+            self._upsert(entries)
             return
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            for entry in entries:
-                if entry.identify:
-                    self._identify(entry)
-            self._upsert([entry for entry in entries if not entry.only_new])
-            new = [entry.record for entry in entries if entry.only_new]
-            if new:
-                self._connection.execute(statements.INSERT_NEW, (_as_json(new),))
+            for plain, run in groupby(entries, _is_plain):
+                if plain:
+                    self._upsert(list(run))
+                else:
+                    for entry in run:
+                        self._write_special(entry)
             if withdrawn:
                 self._connection.execute(statements.WITHDRAW, (_as_json(withdrawn),))
         except BaseException:
@@ -70,13 +69,16 @@ class Store:
         self._connection.execute("COMMIT")
 
     def _upsert(self, entries: list[Entry]) -> None:
-        """Write the records, and the iterations of those that were added or improved."""
-        text = _as_json([entry.record for entry in entries])
-        changed = {row[0] for row in self._connection.execute(statements.UPSERT_TELLING, (text,))}
-        rows = [row for entry in entries if entry.record.id in changed for row in entry.iterations]
-        if rows:
-            self._connection.execute(statements.DELETE_ITERATIONS, (_as_json([row.record_id for row in rows]),))
-            self._connection.execute(statements.INSERT_ITERATIONS, (_as_json(rows),))
+        self._connection.execute(statements.UPSERT, (_as_json([entry.record for entry in entries]),))
+
+    def _write_special(self, entry: Entry) -> None:
+        """Write an entry that has to find its row first, may only add one, or has iterations."""
+        if entry.identify:
+            self._identify(entry)
+        statement = statements.INSERT_NEW if entry.only_new else statements.UPSERT
+        changed = self._connection.execute(f"{statement} RETURNING id", (_as_json([entry.record]),)).fetchall()
+        if changed and entry.iterations:
+            self._connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
 
     def _identify(self, entry: Entry) -> None:
         """Give an entry whose flow id does not last the id of the row that it already has."""
@@ -98,7 +100,14 @@ class Store:
 
     def probe(self) -> None:
         """Find out whether the ledger can be written, by writing something that changes nothing."""
-        self._connection.execute(f"PRAGMA user_version = {MAJOR}")
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            self._connection.execute(f"PRAGMA user_version = {version}")  # writes a page, which a full disk refuses
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
 
     def settle_dead_writers(self) -> int:
         """Settle the pending rows of writers that no longer run; return how many there were."""
@@ -112,6 +121,11 @@ class Store:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _is_plain(entry: Entry) -> bool:
+    """Whether one statement can write this entry together with others."""
+    return not (entry.iterations or entry.identify or entry.only_new)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -57,6 +57,7 @@ class Writer:
         self._backlog_withdrawn: list[str] = []
         self._thread = threading.Thread(target=self._run, name="usage-ledger-writer", daemon=True)
         self._started = False
+        atexit.register(self.close)
 
     def start(self) -> None:
         """Open the ledger and begin to write what was and will be handed in. Starting again does nothing."""
@@ -64,7 +65,6 @@ class Writer:
             self._started = True
             self._thread.start()
             self._wake.put(True)  # open the ledger now, so that trouble shows and dead writers' rows are settled
-            atexit.register(self.close)
 
     # On the event loop.
 
@@ -126,27 +126,35 @@ class Writer:
         try:
             store = self._ready_store()
             if self._backlog or self._backlog_withdrawn:
-                store.write(self._backlog, self._backlog_withdrawn)
+                self._write_to(store)
             elif self.trouble:
                 store.probe()
         except Exception as error:  # noqa: BLE001 - whatever it is, rows are kept and the thread lives on
-            if is_trouble(error):
-                self._begin_trouble(error)
-                return False
-            self._write_one_by_one()
-        self._backlog.clear()
+            self._begin_trouble(error)
+            return False
         self._backlog_withdrawn.clear()
         self._end_trouble(count)
         return True
 
-    def _write_one_by_one(self) -> None:
-        """A row in the batch cannot be stored: find it, say which, and store the others."""
-        store = self._ready_store()
-        for entry in self._backlog:
+    def _write_to(self, store: Store) -> None:
+        """Write what waits as one batch; where a row in it cannot be stored, say which, and store the others."""
+        try:
+            store.write(self._backlog, self._backlog_withdrawn)
+        except Exception as error:  # told apart here, not handled
+            if is_trouble(error):
+                raise
+        else:
+            self._backlog.clear()
+            return
+        while self._backlog:
             try:
-                store.write([entry], [])
-            except Exception as error:  # noqa: BLE001 - see above
-                _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this: {error!r}")
+                store.write(self._backlog[:1], [])
+            except Exception as error:
+                if is_trouble(error):
+                    raise
+                record = self._backlog[0].record
+                _log.error(f"usage ledger: row {record.id} cannot be stored, please report this: {error!r}")
+            del self._backlog[0]
         store.write([], self._backlog_withdrawn)
 
     def _ready_store(self) -> Store:
@@ -191,6 +199,8 @@ class Writer:
 
     def close(self) -> None:
         """Write what waits and end the thread. Called at exit; calling it again does nothing."""
+        if self._open is not None:
+            self.start()
         if self._thread.is_alive():
             self._wake.put(False)
             self._thread.join(timeout=10)
