@@ -61,11 +61,16 @@ WITHDRAW = """
 """Remove the pending rows of requests that turned out to be answered by the proxy itself."""
 
 FIND_BY_REQUEST_ID = "SELECT id FROM usage_records WHERE request_id = ?1 ORDER BY occurred_at LIMIT 1"
-FIND_BY_MESSAGE_ID = "SELECT id FROM usage_records WHERE message_id = ?1 ORDER BY occurred_at LIMIT 1"
+FIND_BY_MESSAGE_ID = """
+    SELECT id FROM usage_records
+    WHERE message_id = ?1 AND (request_id IS NULL OR ?2 IS NULL OR request_id = ?2)
+    ORDER BY occurred_at LIMIT 1
+"""
 FIND_BY_START = """
     SELECT id FROM usage_records
     WHERE occurred_at = ?1 AND host = ?2 AND path = ?3
-        AND coalesce(request_id, ?4) IS ?4 AND coalesce(message_id, ?5) IS ?5
+        AND (request_id IS NULL OR ?4 IS NULL OR request_id = ?4)
+        AND (message_id IS NULL OR ?5 IS NULL OR message_id = ?5)
     ORDER BY id LIMIT 1
 """
 

@@ -85,7 +85,7 @@ class Store:
         record = entry.record
         for statement, values in (
             (statements.FIND_BY_REQUEST_ID, (record.request_id,)),
-            (statements.FIND_BY_MESSAGE_ID, (record.message_id,)),
+            (statements.FIND_BY_MESSAGE_ID, (record.message_id, record.request_id)),
             (
                 statements.FIND_BY_START,
                 (record.occurred_at, record.host, record.path, record.request_id, record.message_id),
