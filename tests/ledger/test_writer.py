@@ -306,7 +306,7 @@ def test_rows_that_could_not_be_stored_before_the_end_are_told(ledger: Path, cap
             writer.close()
 
     asyncio.run(run(started(ledger)))
-    assert len(lines(caplog, "1 row(s) could not be stored before the end")) == 1
+    assert len(lines(caplog, "1 row(s) wait in a spill file")) == 1
 
 
 def test_the_line_at_the_end_of_trouble_counts_the_rows_that_waited(

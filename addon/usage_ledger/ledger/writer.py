@@ -5,7 +5,8 @@ Room: ledger. Imports the standard library and its neighbours in this room; know
 - `submit` never blocks the event loop: it appends to the open batch and returns that batch's future, which every flow
   of the batch awaits. While one batch is being committed the next one fills (group commit).
 - Nothing is lost while the ledger cannot be written: rows wait, in order, and are tried again every half second.
-  The future then says False at once, so that no flow waits for a broken disk.
+  Beyond `MEMORY_ROWS`, and at the end of the process, they go to a spill file, which the next start takes back. The
+  future then says False at once, so that no flow waits for a broken disk.
 - Trouble is told once when it begins and once when it ends.
 """
 
@@ -18,12 +19,16 @@ import threading
 from pathlib import Path
 
 from usage_ledger import __version__
+from usage_ledger.ledger import spill
 from usage_ledger.ledger.paths import make_private_folder
 from usage_ledger.ledger.presence import Presence, new_writer_id
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.store import Store, is_trouble
 
 RETRY_SECONDS = 0.5
+
+MEMORY_ROWS = 10_000
+"""Rows that wait in memory while the ledger is in trouble; beyond that they go to a spill file."""
 
 _log = logging.getLogger("usage_ledger")
 
@@ -56,6 +61,7 @@ class Writer:
         self._backlog: list[Entry] = []
         self._backlog_withdrawn: list[str] = []
         self._thread = threading.Thread(target=self._run, name="usage-ledger-writer", daemon=True)
+        self._spill_failed = False
         self._started = False
         atexit.register(self.close)
 
@@ -125,12 +131,16 @@ class Writer:
         count = len(self._backlog)
         try:
             store = self._ready_store()
+            if self.trouble:
+                self._take_back(store)
             if self._backlog or self._backlog_withdrawn:
                 self._write_to(store)
             elif self.trouble:
                 store.probe()
         except Exception as error:  # noqa: BLE001 - whatever it is, rows are kept and the thread lives on
             self._begin_trouble(error)
+            if len(self._backlog) > MEMORY_ROWS:
+                self._spill()
             return False
         self._backlog_withdrawn.clear()
         self._end_trouble(count)
@@ -167,6 +177,7 @@ class Writer:
                 make_private_folder(self.path.parent)
                 self._presence = Presence(self.path, self._id)
             self._store = Store(self.path, self.durability, self._id)
+            self._take_back(self._store)
             settled = self._store.settle_dead_writers()
             if settled:
                 _log.warning(
@@ -175,12 +186,35 @@ class Writer:
                 )
         return self._store
 
+    def _spill(self) -> None:
+        """Move what waits from memory to the spill file; where that fails too, it goes on waiting in memory."""
+        try:
+            spill.append(spill.spill_path(self.path, self._id), self._backlog, self._backlog_withdrawn)
+        except OSError as error:
+            if not self._spill_failed:
+                self._spill_failed = True
+                _log.error(f"usage ledger: cannot spill rows beside {self.path}: {error}. They wait in memory alone")
+            return
+        self._spill_failed = False
+        self._backlog.clear()
+        self._backlog_withdrawn.clear()
+
+    def _take_back(self, store: Store) -> None:
+        """Store the rows of spill files: what this writer could not store, and what dead writers left."""
+        for path in spill.left_behind(self.path, self._id):
+            count = 0
+            for entries, withdrawn in spill.read(path, at_once=500):
+                store.write(entries, withdrawn)
+                count += len(entries)
+            path.unlink()
+            _log.warning(f"usage ledger: {count} spilled row(s) of {path.name} are stored")
+
     def _begin_trouble(self, error: Exception) -> None:
         if self.trouble is None:
             self.trouble = str(error)
             _log.error(
                 f"usage ledger: cannot write {self.path}: {error}. Rows are kept and tried again every "
-                f"{RETRY_SECONDS} s; nothing is lost while this process runs"
+                f"{RETRY_SECONDS} s; at the end of this process they go to a file beside it"
             )
 
     def _end_trouble(self, count: int) -> None:
@@ -190,7 +224,12 @@ class Writer:
 
     def _leave(self) -> None:
         if self._backlog:
-            _log.error(f"usage ledger: {len(self._backlog)} row(s) could not be stored before the end")
+            count = len(self._backlog)
+            self._spill()
+            if self._backlog:
+                _log.error(f"usage ledger: {count} row(s) could not be stored anywhere before the end, and are lost")
+            else:
+                _log.error(f"usage ledger: {count} row(s) wait in a spill file beside {self.path} for the next start")
         if self._store is not None:
             self._store.close()
         if self._presence is not None:

@@ -1,0 +1,81 @@
+"""The spill: rows that a ledger in trouble could not take, in a private file beside it.
+
+Room: ledger. Imports the standard library, `msgspec` and its neighbours in this room. One JSON object a line, appended
+and synced. Promises that a row is in the spill or in the ledger at every moment: the file is removed only after all of
+it was written, and writing a row again changes nothing.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from usage_ledger.ledger import presence
+from usage_ledger.ledger.paths import open_private_file
+from usage_ledger.ledger.record import Entry
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    entry: Entry | None = None
+    withdrawn: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+def spill_path(ledger: Path, writer_id: str) -> Path:
+    return ledger.with_name(f"{ledger.name}-spill-{writer_id}")
+
+
+def append(path: Path, entries: list[Entry], withdrawn: list[str]) -> None:
+    """Add rows to a spill file and sync it; raise OSError where that cannot be."""
+    lines = [_Line(entry=entry) for entry in entries] + [_Line(withdrawn=each) for each in withdrawn]
+    data = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    descriptor = open_private_file(path, os.O_WRONLY | os.O_APPEND)
+    with os.fdopen(descriptor, "ab") as file:
+        end = file.tell()
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, end)  # a full disk may have taken half of it
+            raise
+
+
+def read(path: Path, at_once: int) -> Iterator[tuple[list[Entry], list[str]]]:
+    """Yield the rows of a spill file in batches. A last line that was cut by a crash was never promised to anyone."""
+    entries: list[Entry] = []
+    withdrawn: list[str] = []
+    with path.open("rb") as file:
+        for raw in file:
+            try:
+                line = _decode(raw)
+            except msgspec.MsgspecError:
+                continue
+            if line.entry is not None:
+                entries.append(line.entry)
+            if line.withdrawn is not None:
+                withdrawn.append(line.withdrawn)
+            if len(entries) + len(withdrawn) >= at_once:
+                yield entries, withdrawn
+                entries, withdrawn = [], []
+    if entries or withdrawn:
+        yield entries, withdrawn
+
+
+def left_behind(ledger: Path, own_id: str) -> list[Path]:
+    """Return the spill files to take back: this writer's own, and those of writers that are gone."""
+    found = []
+    for path in sorted(ledger.parent.glob(f"{_escaped(ledger.name)}-spill-*")):
+        writer_id = path.name.rpartition("-")[2]
+        if writer_id == own_id or not presence.is_alive(ledger, writer_id):
+            found.append(path)
+    return found
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
