@@ -1,9 +1,12 @@
 """The demo: eight exchanges through the real proxy, their rows, a CSV, and a replay that changes nothing.
 
 Everything runs on 127.0.0.1: a fake Console upstream, the real mitmdump with the addon, the real `anthropic` SDK as
-client. Whatever ends it, Ctrl-C too, no process stays behind.
+client. Whatever ends it, Ctrl-C too, no process stays behind. `--save FOLDER` keeps the capture and its expected rows,
+which is how those in `data/` are made: `./scripts/demo --save data`.
 """
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +105,20 @@ def main() -> int:
         replay(capture, ledger)
         same = rows_of(ledger) == rows
         say(f"  the replay {'changed nothing' if same else 'CHANGED THE LEDGER'}")
+        if len(sys.argv) > 2 and sys.argv[1] == "--save":
+            save(capture, Path(sys.argv[2]))
         return 0 if same and len(rows) == received == len(EXCHANGES) else 1
+
+
+def save(capture: Path, folder: Path) -> None:
+    """Keep the capture, and beside it the columns that a replay of it must yield."""
+    shutil.copyfile(capture, folder / "demo.mitm")
+    with tempfile.TemporaryDirectory() as name:
+        ledger = Path(name) / "usage.db"
+        replay(capture, ledger)
+        rows = [{name: value for name, value in row.items() if name != "writer"} for row in rows_of(ledger)]
+    (folder / "demo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    say(f"  saved in {folder}")
 
 
 def tool(*arguments: str) -> None:

@@ -12,6 +12,7 @@ from mitmproxy.io import FlowReader, FlowWriter
 from scripts.fake_console import NORMAL, FakeConsole, streaming
 from scripts.real_proxy import Proxy, replay, rows_of, settled_rows
 
+DATA = Path(__file__).parents[2] / "data"
 SCENARIOS = ("normal", "without_usage", "iterations", "breaks", "gzipped", "json", "rate_limited")
 
 
@@ -202,3 +203,11 @@ def test_a_body_whose_encoding_breaks_yields_on_replay_what_the_live_stream_show
     proxy.stop()
     replay(capture, tmp_path / "other.db")
     assert comparable(tmp_path / "other.db") == comparable(proxy.ledger)
+
+
+@pytest.mark.parametrize("capture", sorted(DATA.glob("*.mitm")), ids=lambda path: path.name)
+def test_a_capture_in_the_checkout_yields_the_rows_beside_it(tmp_path: Path, capture: Path) -> None:
+    ledger = tmp_path / "usage.db"
+    replay(capture, ledger)
+    expected = json.loads(capture.with_suffix(".json").read_text())
+    assert [{name: row[name] for name in expected[0]} for row in rows_of(ledger)] == expected
