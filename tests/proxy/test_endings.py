@@ -184,6 +184,9 @@ def test_a_proxy_whose_ledger_cannot_be_written_blocks_or_passes(
     assert answer.status_code == 503
     assert json.loads(answer.extensions["raw"])["error"]["type"] == "overloaded_error"
     assert console.received["json"] == 0
+    blocking.wait_for_line("cannot write")
+    ask(blocking, "json")
+    blocking.stop()
     assert sum("cannot write" in line for line in blocking.lines) == 1
 
 
