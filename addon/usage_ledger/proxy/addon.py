@@ -97,7 +97,7 @@ class UsageLedger:
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         exchange = _in_flight.get(flow.id)
-        if exchange is not None:
+        if exchange is not None and exchange.flow is flow:
             exchange.watch_response()
 
     async def response(self, flow: http.HTTPFlow) -> None:
