@@ -44,10 +44,15 @@ def make_private_folder(folder: Path) -> None:
 
 def open_private_file(path: Path, flags: int) -> int:
     """Open a file by descriptor with `flags`, and see to it that a new one is private."""
-    mode = 0o660 if shared_by_group(path.parent) else 0o600
     try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        return make_private_file(path, flags)
     except FileExistsError:
         return os.open(path, flags | os.O_CLOEXEC)
+
+
+def make_private_file(path: Path, flags: int) -> int:
+    """Make a private file and open it by descriptor; raise FileExistsError, and open nothing, where there is one."""
+    mode = 0o660 if shared_by_group(path.parent) else 0o600
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     os.fchmod(descriptor, mode)  # the umask may have taken the group's rights away
     return descriptor

@@ -6,12 +6,19 @@ nothing to another container or user, a lock does. Promises that a living writer
 cannot be opened or locked counts as alive.
 """
 
+import errno
 import fcntl
 import os
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from usage_ledger.ledger.paths import make_private_folder, open_private_file
+
+ALONE_SECONDS = 2.0
+"""How long a writer waits for another one to get done with opening or leaving the ledger."""
 
 
 def writers_folder(ledger: Path) -> Path:
@@ -21,6 +28,28 @@ def writers_folder(ledger: Path) -> Path:
 def new_writer_id() -> str:
     """Return an id no other writer has: 12 hex digits."""
     return secrets.token_hex(6)
+
+
+@contextmanager
+def alone(ledger: Path) -> Iterator[None]:
+    """Keep other writers from opening or leaving the ledger meanwhile: a lock on the folder that it is in.
+
+    Raises OSError where the folder is gone, or where another writer stays in there for `ALONE_SECONDS`.
+    """
+    descriptor = os.open(ledger.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + ALONE_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BlockingIOError(errno.EAGAIN, "another proxy is opening it and does not get done") from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Presence:

@@ -4,6 +4,7 @@ Room: ledger. Imports the standard library and its neighbours in this room. Prom
 not at all, that files are private, and that opening a ledger settles the rows that dead writers left pending.
 """
 
+import contextlib
 import os
 import sqlite3
 from itertools import groupby
@@ -13,7 +14,7 @@ import msgspec
 
 from usage_ledger.ledger import presence, statements
 from usage_ledger.ledger.marks import LedgerError
-from usage_ledger.ledger.paths import make_private_folder, open_private_file
+from usage_ledger.ledger.paths import make_private_file, make_private_folder
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.schema import migrate
 
@@ -22,31 +23,59 @@ BUSY_MS = 1500
 
 
 class Store:
-    """An open ledger. `durability` is `full` (fsync each commit) or `normal` (survives the process, not the power)."""
+    """An open ledger. `durability` is `full` (fsync each commit) or `normal` (survives the process, not the power).
+
+    Somebody may remove or replace the ledger's files while several proxies have them open. SQLite finds its `-wal` and
+    `-shm` by name, so those of the old file would then be taken for the new one's, or the new one's taken away when
+    the old one is closed. Here they are opened and closed by one process at a time (`presence.alone`), and what
+    belongs to a file that is gone is never left to the next.
+    """
 
     def __init__(self, path: Path, durability: str, writer_id: str) -> None:
         self.path = path
         self._writer_id = writer_id
         make_private_folder(path.parent)
-        os.close(open_private_file(path, os.O_RDWR))
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_MS / 1000, check_same_thread=False)
-        try:
-            self._prepare(durability)
-        except BaseException:
-            self._connection.close()
-            raise
-        self._identity = _identity(path)
+        with presence.alone(path):
+            self._make_file()
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, timeout=BUSY_MS / 1000, check_same_thread=False
+            )
+            try:
+                self._prepare(durability)
+            except BaseException:
+                self._connection.close()
+                raise
+            self._files = self._found_files()
+
+    def _make_file(self) -> None:
+        """Make the ledger's file if there is none; SQLite itself would not make it private.
+
+        One that is there is not touched: closing a descriptor of it would drop this process's locks on it.
+        """
+        if not self.path.exists():
+            for sidecar in _sidecars(self.path):
+                sidecar.unlink(missing_ok=True)  # of a ledger that was removed, and unreadable without it
+            with contextlib.suppress(FileExistsError):
+                os.close(make_private_file(self.path, os.O_RDWR))
 
     def _prepare(self, durability: str) -> None:
         connection = self._connection
         migrate(connection)
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        self.set_durability(durability)
         connection.execute("PRAGMA journal_size_limit = 67108864")  # give back what a long reader let the WAL grow to
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the -wal is there once something is read
+
+    def set_durability(self, durability: str) -> None:
+        self.durability = durability
+        self._connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
 
     def is_current(self) -> bool:
-        """Whether the path still leads to the file that is open here."""
-        return _identity(self.path) == self._identity
+        """Whether the paths still lead to the files that are open here."""
+        return self._found_files() == self._files
+
+    def _found_files(self) -> list[tuple[int, int] | None]:
+        return [_identity(path) for path in (self.path, *_sidecars(self.path))]
 
     def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
         """Write a batch of entries, in their order, and remove withdrawn pending rows: all of it or nothing."""
@@ -120,12 +149,30 @@ class Store:
         return settled
 
     def close(self) -> None:
-        self._connection.close()
+        """Close the ledger; what it holds is then in its one file, wherever that was moved to."""
+        with contextlib.ExitStack() as entered:
+            with contextlib.suppress(OSError):  # its folder is gone, or another writer is stuck: close all the same
+                entered.enter_context(presence.alone(self.path))
+            if not self.is_current():
+                self._leave_its_names_to_others()
+            self._connection.close()
+
+    def _leave_its_names_to_others(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+        for sidecar, own in zip(_sidecars(self.path), self._files[1:], strict=True):
+            if _identity(sidecar) == own:
+                sidecar.unlink(missing_ok=True)
 
 
 def _is_plain(entry: Entry) -> bool:
     """Whether one statement can write this entry together with others."""
     return not (entry.iterations or entry.identify or entry.only_new)
+
+
+def _sidecars(path: Path) -> list[Path]:
+    return [path.with_name(path.name + ending) for ending in ("-wal", "-shm")]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -20,12 +20,16 @@ from pathlib import Path
 
 from usage_ledger import __version__
 from usage_ledger.ledger import spill
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import make_private_folder
 from usage_ledger.ledger.presence import Presence, new_writer_id
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.store import Store, is_trouble
 
 RETRY_SECONDS = 0.5
+
+REPLACED_LIMIT = 3
+"""How often a batch is written again at once because the ledger's files were replaced under it."""
 
 MEMORY_ROWS = 10_000
 """Rows that wait in memory while the ledger is in trouble; beyond that they go to a spill file."""
@@ -138,40 +142,50 @@ class Writer:
             elif self.trouble:
                 store.probe()
         except Exception as error:  # noqa: BLE001 - whatever it is, rows are kept and the thread lives on
+            self._close_store()  # what is repaired or replaced has to be opened anew
             self._begin_trouble(error)
             if len(self._backlog) > MEMORY_ROWS:
                 self._spill()
             return False
-        self._backlog_withdrawn.clear()
         self._end_trouble(count)
         return True
 
     def _write_to(self, store: Store) -> None:
-        """Write what waits as one batch; where a row in it cannot be stored, say which, and store the others."""
-        try:
-            store.write(self._backlog, self._backlog_withdrawn)
-        except Exception as error:  # told apart here, not handled
-            if is_trouble(error):
-                raise
-        else:
-            self._backlog.clear()
-            return
-        while self._backlog:
+        """Write what waits as one batch; where a row in it cannot be stored, say which, and store the others.
+
+        A file that was removed or replaced meanwhile took the batch with it, so it is written again to the next one.
+        """
+        for _ in range(REPLACED_LIMIT):
             try:
-                store.write(self._backlog[:1], [])
+                store.write(self._backlog, self._backlog_withdrawn)
+            except Exception as error:  # told apart here, not handled
+                if is_trouble(error):
+                    raise
+                self._write_one_by_one(store)
+            if store.is_current():
+                self._backlog.clear()
+                self._backlog_withdrawn.clear()
+                return
+            store = self._ready_store()
+        raise LedgerError("its files are replaced again and again; is it on a network file system?")
+
+    def _write_one_by_one(self, store: Store) -> None:
+        stored = []
+        for entry in self._backlog:
+            try:
+                store.write([entry], [])
+                stored.append(entry)
             except Exception as error:
                 if is_trouble(error):
                     raise
-                record = self._backlog[0].record
-                _log.error(f"usage ledger: row {record.id} cannot be stored, please report this: {error!r}")
-            del self._backlog[0]
+                _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this: {error!r}")
+        self._backlog = stored
         store.write([], self._backlog_withdrawn)
 
     def _ready_store(self) -> Store:
         """Return the open store; open it (again) where it is not, or where the file was replaced or removed."""
         if self._store is not None and not self._store.is_current():
-            self._store.close()
-            self._store = None
+            self._close_store()
         if self._store is None:
             if self._presence is None or not self._presence.still_marked():
                 make_private_folder(self.path.parent)
@@ -184,7 +198,14 @@ class Writer:
                     f"usage ledger: {settled} request(s) of a proxy that is gone were left in flight; "
                     "they are flagged proxy_stopped"
                 )
+        if self._store.durability != self.durability:
+            self._store.set_durability(self.durability)
         return self._store
+
+    def _close_store(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
 
     def _spill(self) -> None:
         """Move what waits from memory to the spill file; where that fails too, it goes on waiting in memory."""
@@ -230,8 +251,7 @@ class Writer:
                 _log.error(f"usage ledger: {count} row(s) could not be stored anywhere before the end, and are lost")
             else:
                 _log.error(f"usage ledger: {count} row(s) wait in a spill file beside {self.path} for the next start")
-        if self._store is not None:
-            self._store.close()
+        self._close_store()
         if self._presence is not None:
             with contextlib.suppress(OSError):
                 self._presence.leave()
@@ -263,13 +283,11 @@ _writers: dict[Path, Writer] = {}
 def writer_for(path: Path, durability: str) -> Writer:
     """Return this process's writer for a ledger; a reload of the script finds the one that is there.
 
-    A changed `durability` is taken over by a new writer, once the old one has written what it holds.
+    It takes over a changed `durability` with the next batch.
     """
     path = path.resolve()
     writer = _writers.get(path)
-    if writer is not None and writer.durability == durability:
-        return writer
-    if writer is not None:
-        writer.close()
-    writer = _writers[path] = Writer(path, durability)
+    if writer is None:
+        writer = _writers[path] = Writer(path, durability)
+    writer.durability = durability
     return writer
