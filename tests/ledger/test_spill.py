@@ -51,6 +51,52 @@ def test_a_line_that_a_crash_cut_is_passed_over(tmp_path: Path) -> None:
     assert [each.record.id for batch, _ in spill.read(path, at_once=9) for each in batch] == ["row-0001"]
 
 
+def test_what_is_spilled_after_a_line_that_was_cut_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "spill"
+    spill.append(path, [entry(1), entry(2)], [])
+    path.write_bytes(path.read_bytes()[:-20])
+    spill.append(path, [entry(3)], [])
+    assert [each.record.id for batch, _ in spill.read(path, at_once=9) for each in batch] == ["row-0001", "row-0003"]
+
+
+def test_a_spilled_row_that_cannot_be_stored_is_named_and_holds_no_other_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = entry(2, "pending")
+    bad.record.input_tokens = 2**64 - 1  # more than SQLite can hold as a whole number
+    ledger = tmp_path / "usage.db"
+    spill.append(spill.spill_path(ledger, "0a1b2c3d4e5f"), [entry(1), bad, entry(3)], [])
+    later = Writer(ledger, "full")
+    later.start()
+    later.close()
+    assert states(ledger) == {"row-0001": "complete", "row-0003": "complete"}
+    assert not list(tmp_path.glob("*spill*"))
+    assert sum("row-0002 cannot be stored" in line.getMessage() for line in caplog.records) == 1
+
+
+def test_rows_that_wait_for_long_are_spilled_however_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in memory alone is lost with the process, also when that is killed."""
+    monkeypatch.setattr(writer, "MEMORY_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.01)
+    ledger = tmp_path / "usage.db"
+
+    async def in_trouble() -> None:
+        busy = Writer(ledger, "full")
+        busy.start()
+        await busy.flush()
+        with closing(sqlite3.connect(ledger, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert await hand_in(busy, entry(1)) == [False]
+            while not list(tmp_path.glob("*spill*")):
+                await asyncio.sleep(0.01)
+            other.execute("ROLLBACK")
+        await asyncio.to_thread(busy.close)
+
+    asyncio.run(in_trouble())
+    assert states(ledger) == {"row-0001": "complete"}
+    assert not list(tmp_path.glob("*spill*"))
+
+
 def test_rows_that_wait_at_the_end_of_the_process_are_stored_at_the_next_start(tmp_path: Path) -> None:
     ledger = tmp_path / "usage.db"
 

@@ -309,9 +309,7 @@ def test_rows_that_could_not_be_stored_before_the_end_are_told(ledger: Path, cap
     assert len(lines(caplog, "1 row(s) wait in a spill file")) == 1
 
 
-def test_the_line_at_the_end_of_trouble_counts_the_rows_that_waited(
-    ledger: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_line_at_the_end_of_trouble_counts_what_waited(ledger: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def run(writer: Writer) -> None:
         await flushed(writer)
         with locked(ledger):
@@ -323,7 +321,7 @@ def test_the_line_at_the_end_of_trouble_counts_the_rows_that_waited(
 
     with writing(ledger) as writer:
         asyncio.run(run(writer))
-    assert len(lines(caplog, "3 waiting row(s) are stored")) == 1
+    assert len(lines(caplog, "all that waited is stored (3 writes)")) == 1
 
 
 @pytest.mark.parametrize("what", ["the file", "the folder"])

@@ -37,7 +37,7 @@ def append(path: Path, entries: list[Entry], withdrawn: list[str]) -> None:
     with os.fdopen(descriptor, "ab") as file:
         end = file.tell()
         try:
-            file.write(data)
+            file.write(b"\n" + data if end else data)  # after a line that was cut a new one begins
             file.flush()
             os.fsync(file.fileno())
         except OSError:
@@ -47,7 +47,10 @@ def append(path: Path, entries: list[Entry], withdrawn: list[str]) -> None:
 
 
 def read(path: Path, at_once: int) -> Iterator[tuple[list[Entry], list[str]]]:
-    """Yield the rows of a spill file in batches. A last line that was cut by a crash was never promised to anyone."""
+    """Yield the rows of a spill file in batches.
+
+    A line that cannot be read was cut by a crash or a full disk, and was never promised to anyone.
+    """
     entries: list[Entry] = []
     withdrawn: list[str] = []
     with path.open("rb") as file:

@@ -5,8 +5,9 @@ Room: ledger. Imports the standard library and its neighbours in this room; know
 - `submit` never blocks the event loop: it appends to the open batch and returns that batch's future, which every flow
   of the batch awaits. While one batch is being committed the next one fills (group commit).
 - Nothing is lost while the ledger cannot be written: rows wait, in order, and are tried again every half second.
-  Beyond `MEMORY_ROWS`, and at the end of the process, they go to a spill file, which the next start takes back. The
-  future then says False at once, so that no flow waits for a broken disk.
+  Beyond `MEMORY_ROWS` or `MEMORY_SECONDS`, and at the end of the process, they go to a spill file, which is taken back
+  when the trouble is over or by the next start. The future then says False at once, so that no flow waits for a broken
+  disk.
 - Trouble is told once when it begins and once when it ends.
 """
 
@@ -16,6 +17,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from pathlib import Path
 
 from usage_ledger import __version__
@@ -28,11 +30,15 @@ from usage_ledger.ledger.store import Store, is_trouble
 
 RETRY_SECONDS = 0.5
 
+LEAVE_SECONDS = 10.0
+"""How long the end of the process waits for a disk that hangs."""
+
 REPLACED_LIMIT = 3
 """How often a batch is written again at once because the ledger's files were replaced under it."""
 
 MEMORY_ROWS = 10_000
-"""Rows that wait in memory while the ledger is in trouble; beyond that they go to a spill file."""
+MEMORY_SECONDS = 5.0
+"""While the ledger is in trouble, so many rows wait in memory, and for so long; then they go to a spill file."""
 
 _log = logging.getLogger("usage_ledger")
 
@@ -65,7 +71,9 @@ class Writer:
         self._backlog: list[Entry] = []
         self._backlog_withdrawn: list[str] = []
         self._thread = threading.Thread(target=self._run, name="usage-ledger-writer", daemon=True)
+        self._trouble_since = 0.0  # monotonic seconds
         self._spill_failed = False
+        self._taken_back = 0
         self._started = False
         atexit.register(self.close)
 
@@ -135,8 +143,6 @@ class Writer:
         count = len(self._backlog)
         try:
             store = self._ready_store()
-            if self.trouble:
-                self._take_back(store)
             if self._backlog or self._backlog_withdrawn:
                 self._write_to(store)
             elif self.trouble:
@@ -144,43 +150,26 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, rows are kept and the thread lives on
             self._close_store()  # what is repaired or replaced has to be opened anew
             self._begin_trouble(error)
-            if len(self._backlog) > MEMORY_ROWS:
+            lasted = time.monotonic() - self._trouble_since
+            if len(self._backlog) > MEMORY_ROWS or (self._backlog and lasted > MEMORY_SECONDS):
                 self._spill()
             return False
         self._end_trouble(count)
         return True
 
     def _write_to(self, store: Store) -> None:
-        """Write what waits as one batch; where a row in it cannot be stored, say which, and store the others.
+        """Write what waits as one batch.
 
         A file that was removed or replaced meanwhile took the batch with it, so it is written again to the next one.
         """
         for _ in range(REPLACED_LIMIT):
-            try:
-                store.write(self._backlog, self._backlog_withdrawn)
-            except Exception as error:  # told apart here, not handled
-                if is_trouble(error):
-                    raise
-                self._write_one_by_one(store)
+            _store_all(store, self._backlog, self._backlog_withdrawn)
             if store.is_current():
                 self._backlog.clear()
                 self._backlog_withdrawn.clear()
                 return
             store = self._ready_store()
         raise LedgerError("its files are replaced again and again; is it on a network file system?")
-
-    def _write_one_by_one(self, store: Store) -> None:
-        stored = []
-        for entry in self._backlog:
-            try:
-                store.write([entry], [])
-                stored.append(entry)
-            except Exception as error:
-                if is_trouble(error):
-                    raise
-                _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this: {error!r}")
-        self._backlog = stored
-        store.write([], self._backlog_withdrawn)
 
     def _ready_store(self) -> Store:
         """Return the open store; open it (again) where it is not, or where the file was replaced or removed."""
@@ -224,15 +213,19 @@ class Writer:
         """Store the rows of spill files: what this writer could not store, and what dead writers left."""
         for path in spill.left_behind(self.path, self._id):
             count = 0
-            for entries, withdrawn in spill.read(path, at_once=500):
-                store.write(entries, withdrawn)
-                count += len(entries)
-            path.unlink()
-            _log.warning(f"usage ledger: {count} spilled row(s) of {path.name} are stored")
+            with contextlib.suppress(FileNotFoundError):  # another proxy that started at the same time was faster
+                for entries, withdrawn in spill.read(path, at_once=500):
+                    _store_all(store, entries, withdrawn)
+                    count += len(entries)
+                path.unlink()
+            if count and self.trouble is None:
+                _log.warning(f"usage ledger: what {path.name} held is stored ({count} writes)")
+            self._taken_back += count
 
     def _begin_trouble(self, error: Exception) -> None:
         if self.trouble is None:
             self.trouble = str(error)
+            self._trouble_since = time.monotonic()
             _log.error(
                 f"usage ledger: cannot write {self.path}: {error}. Rows are kept and tried again every "
                 f"{RETRY_SECONDS} s; at the end of this process they go to a file beside it"
@@ -241,7 +234,9 @@ class Writer:
     def _end_trouble(self, count: int) -> None:
         if self.trouble is not None:
             self.trouble = None
-            _log.warning(f"usage ledger: {self.path} can be written again; {count} waiting row(s) are stored")
+            count += self._taken_back
+            _log.warning(f"usage ledger: {self.path} can be written again; all that waited is stored ({count} writes)")
+        self._taken_back = 0
 
     def _leave(self) -> None:
         if self._backlog:
@@ -262,8 +257,28 @@ class Writer:
             self.start()
         if self._thread.is_alive():
             self._wake.put(False)
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=LEAVE_SECONDS)
+            if self._thread.is_alive():
+                _log.error(f"usage ledger: {self.path} does not answer; rows of the last seconds may be lost")
         atexit.unregister(self.close)
+
+
+def _store_all(store: Store, entries: list[Entry], withdrawn: list[str]) -> None:
+    """Store a batch; where a row in it cannot be stored, say which, and store the others."""
+    try:
+        store.write(entries, withdrawn)
+        return
+    except Exception as error:  # told apart here, not handled
+        if is_trouble(error):
+            raise
+    for entry in entries:
+        try:
+            store.write([entry], [])
+        except Exception as error:
+            if is_trouble(error):
+                raise
+            _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this: {error!r}")
+    store.write([], withdrawn)
 
 
 def _tell(outcome: "asyncio.Future[bool]", written: bool) -> None:
