@@ -35,13 +35,22 @@ class Proxy:
         mode: str | None = None,
         script: Path | None = ADDON,
         strategy: str = "lazy",
+        inside: Sequence[str] = (),
+        user: tuple[int, int] | None = None,
     ) -> None:
+        """Start it. `inside` is a command that runs it (a container), `user` a user and group id to run it as."""
         self.ledger = ledger
         self.lines: list[str] = []
         self.port = 0
         self._changed = threading.Condition()
         self._settings = tempfile.TemporaryDirectory(prefix="mitmproxy-")
+        if user is not None:
+            os.chown(self._settings.name, *user)
+            # The one right it keeps, to read, is for a Python that is installed where other users have no business.
+            rights = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
+            inside = ("setpriv", f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups", *rights)
         command = [
+            *inside,
             mitmdump(),
             *("--mode", mode or f"reverse:{upstream}", "--listen-host", "127.0.0.1", "-p", "0"),
             *("--set", f"connection_strategy={strategy}", "--set", "ssl_insecure=true"),
@@ -75,6 +84,16 @@ class Proxy:
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def memory(self) -> int:
+        """Resident memory in bytes."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def open_files(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     @property
     def log(self) -> str:

@@ -13,6 +13,10 @@ CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
 KEY = "sk-ant-api03-R2D2secretsecretsecretsecretsecretigAA"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the drills at full length (./scripts/drill)")
+
+
 @pytest.fixture
 def console() -> Iterator[FakeConsole]:
     with FakeConsole() as running:
