@@ -129,8 +129,8 @@ def read_until(client: socket.socket, wanted: bytes) -> bytes:
 def compare(console: FakeConsole, ledger: Path) -> tuple[int, list[str]]:
     """Hold the requests that the Console received against the rows of a ledger, one by one.
 
-    Returns how many were received, and a line for each that has not exactly one row, and for each row without a request. A
-    row may stand for a request that was recorded and did not get to leave before its proxy was killed.
+    Returns how many were received, and a line for each that has not exactly one row, and for each row without a
+    request. A row may stand for a request that was recorded and did not get to leave before its proxy was killed.
     """
     received = Counter(request.headers[SESSION] for request in console.requests)
     rows = Counter(row["session_id"] for row in rows_of(ledger))
