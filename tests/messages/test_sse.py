@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from usage_ledger.messages import Ending, MessageReader, State
-from usage_ledger.messages.sse import EVENT_LIMIT, EventReader
+from usage_ledger.messages.sse import EVENT_LIMIT, Event, EventReader
 
 from scripts.fake_console import NORMAL, START_USAGE, STOP, delta, start, text
 
@@ -18,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read(chunks: Iterable[bytes], ends: bool = True) -> list[tuple[bytes, bytes]]:
-    reader = EventReader(MARKERS, once=b"content_block_delta")
+    reader = EventReader(MARKERS, once=b"content_block_delta", is_it=lambda _event: False)
     events = [event for chunk in chunks for event in reader.feed(chunk)]
     if ends:
         events += reader.finish()
@@ -69,10 +69,6 @@ CASES = {
     "last event without its blank line": (A + B.removesuffix(b"\n\n"), [(b"message_a", b"1"), (b"message_b", b"2")]),
     "last event with one line end": (A + B.removesuffix(b"\n"), [(b"message_a", b"1"), (b"message_b", b"2")]),
     "events without a marker are passed over": (b"event: ping\ndata: {}\n\n" + A, [(b"message_a", b"1")]),
-    "only the first content block delta": (
-        b"event: content_block_delta\ndata: 1\n\n" * 3 + A,
-        [(b"content_block_delta", b"1"), (b"message_a", b"1")],
-    ),
     "nothing": (b"", []),
 }
 
@@ -83,6 +79,21 @@ def test_events_are_the_same_whole_byte_by_byte_and_cut_anywhere(
 ) -> None:
     for chunks in every_cut(stream):
         assert read(chunks) == expected
+
+
+def test_what_is_looked_for_once_is_asked_about_until_it_is_found() -> None:
+    word = b"event: x\ndata: content_block_delta %d\n\n"
+    stream = b"".join([word % 1, A, word % 2, word % 3, B, word % 4])
+    for chunks in every_cut(stream):
+        asked: list[bytes] = []
+
+        def is_it(event: Event, asked: list[bytes] = asked) -> bool:
+            asked.append(event.data[-1:])
+            return event.data.endswith(b"2")
+
+        reader = EventReader(MARKERS, once=b"content_block_delta", is_it=is_it)
+        events = [event.data for chunk in chunks for event in reader.feed(chunk)]
+        assert (asked, events) == ([b"1", b"2"], [b"1", b"2"])
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
@@ -121,7 +132,7 @@ def test_line_ends_make_no_difference(lines: list[bytes], data: st.DataObject) -
 @pytest.mark.parametrize("opening", [b"data: ", b"event: message_x\ndata: ", b"", b'data: {"usage":'])
 @pytest.mark.parametrize("size", [1000, 100_000, 1_000_000])
 def test_an_event_that_never_ends_is_held_in_bounded_memory(opening: bytes, size: int) -> None:
-    reader = EventReader(MARKERS, once=b"content_block_delta")
+    reader = EventReader(MARKERS, once=b"content_block_delta", is_it=lambda _event: False)
     list(reader.feed(opening))
     chunk = b"x" * size
     tracemalloc.start()
@@ -144,10 +155,33 @@ def test_the_event_after_a_huge_one_is_read(size: int, line_end: bytes) -> None:
 
 def test_a_huge_event_that_lacks_its_end_is_not_taken_for_a_whole_one() -> None:
     chunks = [A, b"event: message_x\ndata: ", *([b"x" * 10_000] * 60)]
-    reader = EventReader(MARKERS, once=b"content_block_delta")
+    reader = EventReader(MARKERS, once=b"content_block_delta", is_it=lambda _event: False)
     events = [event for chunk in chunks for event in reader.feed(chunk)]
     events += reader.finish()
     assert [(event.name, event.truncated) for event in events] == [(b"message_a", False), (b"message_x", True)]
+
+
+@pytest.mark.parametrize("size", [1 << 30, 100_000, 4099, 5], ids=["whole", "100 kB", "4 kB", "5 bytes"])
+@pytest.mark.parametrize("ends", [b"\n\n", b""], ids=["ended", "not ended"])
+@pytest.mark.parametrize("place", [10, EVENT_LIMIT - 4, EVENT_LIMIT + 9, EVENT_LIMIT * 3])
+def test_a_marker_is_found_in_a_huge_event_wherever_it_is(place: int, ends: bytes, size: int) -> None:
+    huge = b"event: odd\ndata: " + b"x" * place + b'"usage"' + b"x" * (EVENT_LIMIT * 2) + ends
+    stream = A + huge + (B if ends else b"")
+    reader = EventReader(MARKERS, once=b"content_block_delta", is_it=lambda _event: False)
+    events = [event for at in range(0, len(stream), size) for event in reader.feed(stream[at : at + size])]
+    events += reader.finish()
+    told = [(event.name, event.truncated) for event in events]
+    assert told == [(b"message_a", False), (b"odd", True), *([(b"message_b", False)] if ends else [])]
+
+
+def test_a_huge_event_says_nothing_of_the_huge_one_before() -> None:
+    plain = b"event: odd\ndata: " + b"x" * (EVENT_LIMIT * 2) + b"\n\n"
+    marked = b"event: message_odd\ndata: " + b"x" * (EVENT_LIMIT * 2) + b"\n\n"
+    for size in (4096, 300_000):
+        stream = plain + marked + plain
+        assert [name for name, _ in read([stream[at : at + size] for at in range(0, len(stream), size)])] == [
+            b"message_odd"
+        ]
 
 
 @pytest.mark.parametrize("size", [1 << 30, 100_000, 1024], ids=["whole", "100 kB", "1 kB"])

@@ -25,6 +25,7 @@ BOMB_RATIO = 200
 
 _HEAD = 16  # bytes that tell what a body is: so many that all read as text are no compressed data
 _MAX_STAGES = 4
+_STEP = 16 * 1024  # bytes decoded at once, and so the most that a broken place makes decode byte by byte
 _ZSTD_WINDOW = 8 * 1024 * 1024  # the most RFC 9659 allows for HTTP
 _ZSTD_SLICE = 128  # a zstd block of 4 bytes can stand for 128 KiB, so feed few of them at a time
 _SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
@@ -36,6 +37,11 @@ class DecodingError(ValueError):
 
 
 class Decoder(Protocol):
+    @property
+    def complete(self) -> bool:
+        """Whether the encoding's own end has come."""
+        ...
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the decoded pieces of `data`; raise `DecodingError` where it cannot be read on."""
         ...
@@ -60,16 +66,15 @@ def enough_to_tell(head: bytes) -> bool:
 def _single(name: str, head: bytes) -> Decoder | None:
     if head.startswith(b"\x1f\x8b\x08"):
         return _Careful(lambda: _Inflate(zlib.MAX_WBITS + 16))
-    if head.startswith(zstandard.FRAME_HEADER) or _SKIPPABLE_ZSTD.match(head):
+    if _is_zstd(head):
         return _Careful(_Zstd)
     if not name or _looks_like_text(head):
         return None
     candidates: list[Callable[[], Decoder]] = []
     if len(head) >= 2 and head[0] & 0x0F == 8 and (head[0] * 256 + head[1]) % 31 == 0:  # RFC 1950 section 2.2
         candidates.append(lambda: _Inflate(zlib.MAX_WBITS))
-    if name == "deflate":
-        candidates.append(lambda: _Inflate(-zlib.MAX_WBITS))
-    return _FirstThatReads([*candidates, _Brotli])
+    rest: list[Callable[[], Decoder]] = [lambda: _Inflate(-zlib.MAX_WBITS), _Brotli]
+    return _FirstThatReads(candidates + (rest[::-1] if name == "br" else rest))
 
 
 def _looks_like_text(head: bytes) -> bool:
@@ -102,16 +107,28 @@ class _Careful:
     """Hands on everything before a broken place, in whatever pieces the body comes.
 
     A decoder that fails takes the output of the failed call with it, so a second one follows one piece behind: where
-    the first fails, the second goes over the failed piece byte by byte.
+    the first fails, the second goes over the failed piece byte by byte. What it can read that way to its end was
+    broken by bytes behind that end only, and those say nothing.
     """
 
-    __slots__ = ("_ahead", "_behind")
+    __slots__ = ("_ahead", "_behind", "_ended")
 
     def __init__(self, make: Callable[[], Decoder]) -> None:
         self._ahead = make()
         self._behind = make()
+        self._ended = False
+
+    @property
+    def complete(self) -> bool:
+        return self._ended or self._ahead.complete
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        for place in range(0, len(data), _STEP):
+            yield from self._feed_step(data[place : place + _STEP])
+
+    def _feed_step(self, data: bytes) -> Iterator[bytes]:
+        if self._ended:
+            return
         given = 0
         try:
             for piece in self._ahead.feed(data):
@@ -122,7 +139,8 @@ class _Careful:
                 for piece in self._behind.feed(data[place : place + 1]):
                     yield piece[given:]
                     given -= min(given, len(piece))
-            raise
+            self._ended = True
+            return
         for _ in self._behind.feed(data):
             pass
 
@@ -135,7 +153,11 @@ class _FirstThatReads:
     def __init__(self, candidates: list[Callable[[], Decoder]]) -> None:
         self._candidates = candidates
         self._decoder: Decoder = _Careful(candidates.pop(0))
-        self._seen: bytes | None = b""
+        self._seen: bytes | None = b""  # what was fed, while another candidate may have to read it again
+
+    @property
+    def complete(self) -> bool:
+        return self._decoder.complete
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         if self._seen is not None:
@@ -165,6 +187,10 @@ class _Inflate:
         self._engine = zlib.decompressobj(wbits)
         self._budget = _Budget()
 
+    @property
+    def complete(self) -> bool:
+        return self._engine.eof
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._budget.earn(len(data))
         while data or not self._engine.eof:
@@ -186,20 +212,22 @@ class _Inflate:
 
 
 class _Brotli:
-    __slots__ = ("_budget", "_engine")
+    __slots__ = ("_budget", "_engine", "complete")
 
     def __init__(self) -> None:
         self._engine = brotli.Decompressor()
         self._budget = _Budget()
+        self.complete = False  # kept here, because a decoder that has failed refuses to be asked
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._budget.earn(len(data))
         engine = self._engine
-        while not engine.is_finished():
+        while not self.complete:
             try:
                 piece = engine.process(data, output_buffer_limit=PIECE)
             except brotli.error as error:
                 raise DecodingError(str(error)) from error
+            self.complete = engine.is_finished()
             if piece:
                 self._budget.spend(len(piece))
                 yield piece
@@ -209,22 +237,50 @@ class _Brotli:
 
 
 class _Zstd:
-    __slots__ = ("_budget", "_engine")
+    """zstd, several frames too."""
+
+    __slots__ = ("_behind", "_budget", "_engine")
 
     def __init__(self) -> None:
-        self._engine = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj(read_across_frames=True)
+        self._engine = self._new_engine()
+        self._behind: bytes | None = b""  # what came behind a frame, until it tells whether it is another one
         self._budget = _Budget()
+
+    @staticmethod
+    def _new_engine() -> "zstandard.ZstdDecompressionObj":
+        return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
+
+    @property
+    def complete(self) -> bool:
+        return self._engine.eof
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._budget.earn(len(data))
-        for start in range(0, len(data), _ZSTD_SLICE):
+        while data:
+            if self._engine.eof:
+                if self._behind is None:
+                    return
+                self._behind += data
+                if len(self._behind) < len(zstandard.FRAME_HEADER):
+                    return
+                data, self._behind = self._behind, b""
+                if not _is_zstd(data):
+                    self._behind = None  # nothing that can be read follows any more
+                    return
+                self._engine = self._new_engine()
+            part, data = data[:_ZSTD_SLICE], data[_ZSTD_SLICE:]
             try:
-                piece = self._engine.decompress(data[start : start + _ZSTD_SLICE])
+                piece = self._engine.decompress(part)
             except zstandard.ZstdError as error:
                 raise DecodingError(str(error)) from error
+            data = self._engine.unused_data + data
             if piece:
                 self._budget.spend(len(piece))
                 yield piece
+
+
+def _is_zstd(head: bytes) -> bool:
+    return head.startswith(zstandard.FRAME_HEADER) or _SKIPPABLE_ZSTD.match(head) is not None
 
 
 class _Chain:
@@ -235,6 +291,10 @@ class _Chain:
     def __init__(self, names: list[str]) -> None:
         self._stages = [_Sniffing(name) for name in names]
         self._budget = _Budget()
+
+    @property
+    def complete(self) -> bool:
+        return all(stage.complete for stage in self._stages)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._budget.earn(len(data))
@@ -259,6 +319,10 @@ class _Sniffing:
         self._name = name
         self._head: bytes | None = b""
         self._decoder: Decoder | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self._decoder is None or self._decoder.complete
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         if self._head is not None:

@@ -7,13 +7,26 @@ and that `final` is true only once upstream has told the final usage.
 from typing import Any
 
 from usage_ledger.messages.text import text_or_none
-from usage_ledger.messages.usage import merge, says_output, sift
+from usage_ledger.messages.usage import bounded, merge, says_output, sift
 
 
 class Message:
     """The state of one message id within a body."""
 
-    __slots__ = ("category", "final", "id", "malformed", "model", "output_known", "stop_reason", "usage")
+    __slots__ = (
+        "_begun",
+        "_placeholder",
+        "_start_told",
+        "_stopped",
+        "category",
+        "final",
+        "id",
+        "malformed",
+        "model",
+        "output_known",
+        "stop_reason",
+        "usage",
+    )
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -24,28 +37,46 @@ class Message:
         self.output_known = False
         self.final = False
         self.malformed = False
+        self._begun = False  # a start has come
+        self._start_told = False  # a start's usage has been taken
+        self._stopped = False
+        self._placeholder = False  # the output known so far is the start's
 
     def start(self, message: object, usage: object) -> None:
-        """Take a `message_start`: its `message`, and a `usage` beside it as some relays send it.
+        """Take a `message_start`. A repeated start changes nothing of what is known.
 
-        A repeated start changes nothing of what is known.
+        Its `output_tokens` is a placeholder (1 to 35 seen). Where other events came first, what they said stands.
         """
+        self._begun = True
         if isinstance(message, dict):
             self._name(message)
-            usage = usage if _says_none(message.get("usage")) else message["usage"]
-        if self.usage is None:
-            self._merge(usage, placeholder=True)
+        if self._start_told:
+            return
+        told, malformed = sift(usage)
+        self.malformed = self.malformed or malformed
+        if told is None:
+            return
+        self._start_told = True
+        if self.output_known:
+            told.pop("output_tokens", None)
+        self._placeholder = told.get("output_tokens") is not None
+        merge(told, self.usage or {})
+        self.usage = bounded(told)
 
     def repeats(self, message: object) -> bool:
-        """Whether a further `message_start` speaks of this message again (same id, or none)."""
+        """Whether a further `message_start` speaks of this message again.
+
+        Ids tell; where one is missing, it does as long as this message has not run from a start to its end.
+        """
         other = text_or_none(message.get("id"), 128) if isinstance(message, dict) else None
-        return other is None or self.id is None or other == self.id
+        if other is not None and self.id is not None:
+            return other == self.id
+        return not (self._begun and (self.final or self._stopped))
 
     def delta(self, delta: object, usage: object) -> None:
         """Take a `message_delta`: the `delta` with the stop reason, and the cumulative `usage`."""
         if isinstance(delta, dict):
             self._stop(delta)
-            usage = delta.get("usage") if _says_none(usage) else usage
         self._merge(usage)
         if self.output_known and self.stop_reason is not None:
             self.final = True
@@ -53,6 +84,7 @@ class Message:
     def stop(self, usage: object) -> None:
         """Take a `message_stop`, after which a told output is final."""
         self._merge(usage)
+        self._stopped = True
         if self.output_known:
             self.final = True
 
@@ -77,21 +109,16 @@ class Message:
         if isinstance(details, dict):
             self.category = text_or_none(details.get("category"), 64) or self.category
 
-    def _merge(self, usage: object, placeholder: bool = False) -> None:
+    def _merge(self, usage: object) -> None:
         news, malformed = sift(usage)
         self.malformed = self.malformed or malformed
         if news is None:
             return
-        if self.usage is None:
-            self.usage = {}
-        if not placeholder and says_output(news):
-            # The start's `output_tokens` is a placeholder (1 to 35 seen) that any later count replaces, 0 too.
-            if not self.output_known and news.get("output_tokens") is not None:
-                self.usage.pop("output_tokens", None)
-            self.output_known = True
-        merge(self.usage, news)
-
-
-def _says_none(usage: object) -> bool:
-    """Whether a usage field says nothing: null and `{}`. Anything else is usage, or malformed."""
-    return usage is None or usage == {}
+        known = self.usage if self.usage is not None else {}
+        if self._placeholder and news.get("output_tokens") is not None:
+            # Any count replaces the start's placeholder, 0 too.
+            known.pop("output_tokens", None)
+            self._placeholder = False
+        self.output_known = self.output_known or says_output(news)
+        merge(known, news)
+        self.usage = bounded(known)

@@ -5,13 +5,13 @@ Promises: any bytes in any pieces give the same verdict as the whole, in bounded
 decoded only of events that can carry usage; a delta of text costs a few searches for bytes.
 """
 
-import json
 from collections.abc import Callable
 from datetime import date
 from typing import Any
 
 import msgspec
 
+from usage_ledger.messages import lenient
 from usage_ledger.messages.decoding import Decoder, DecodingError, decoder_for, enough_to_tell
 from usage_ledger.messages.message import Message
 from usage_ledger.messages.sse import Event, EventReader
@@ -29,14 +29,15 @@ _MARKERS = (b"message_", b'"usage"', b"error")
 
 _USAGE_EVENTS = frozenset({"message_start", "message_delta", "message_stop"})
 _CONTENT = frozenset({"content_block_start", "content_block_delta", "content_block_stop"})
-_KINDS = {name.encode(): name for name in (*_USAGE_EVENTS, *_CONTENT, "ping", "error")}
+_KNOWN = _USAGE_EVENTS | _CONTENT | {"ping", "error"}
+_KINDS = {name.encode(): name for name in _KNOWN}
 _QUOTED_CONTENT = tuple((f'"{name}"'.encode(), name) for name in sorted(_CONTENT))
 _WHITESPACE = b" \t\r\n"
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
 class _Event(msgspec.Struct):
-    """The fields of an event that the books need; decoding skips all others."""
+    """The fields of an event that the books need; decoding skips all others. Events have a limit, so these have one."""
 
     type: Any = None
     message: Any = None
@@ -46,18 +47,18 @@ class _Event(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    """A JSON answer; its content is kept raw, because only whether it is empty matters."""
+    """A JSON answer. Its fields are kept raw until their size is known; of its content matters only if there is any."""
 
-    id: Any = None
-    model: Any = None
-    stop_reason: Any = None
-    stop_details: Any = None
-    usage: Any = None
+    id: msgspec.Raw = msgspec.Raw(b"null")
+    model: msgspec.Raw = msgspec.Raw(b"null")
+    stop_reason: msgspec.Raw = msgspec.Raw(b"null")
+    stop_details: msgspec.Raw = msgspec.Raw(b"null")
+    usage: msgspec.Raw = msgspec.Raw(b"null")
     content: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_event_decoder = msgspec.json.Decoder(_Event)
+_answer_decoder = msgspec.json.Decoder(_Answer)
 
 
 class MessageReader:
@@ -84,7 +85,7 @@ class MessageReader:
         self._messages: list[Message] = []
         self._place = 0  # of the message that events speak of
         self._evidence = Evidence(messages=self._messages)
-        self._events = EventReader(_MARKERS, once=b"content_block_delta")
+        self._events = EventReader(_MARKERS, once=b"content_block_delta", is_it=self._begins_output)
         self._body = bytearray()
         self._head = b""
         self._decoder: Decoder | None = None
@@ -119,11 +120,16 @@ class MessageReader:
         """The body ended; `clean` where upstream ended it, not where it was cut."""
         if self._head:
             self._choose_decoder(self._head)
+        if self._decoder is not None and not self._decoder.complete:
+            self._evidence.unreadable = True  # what is compressed has an end of its own, and that did not come
         if self._body:
-            self._read_answer(clean)
-        elif clean and not self.unreadable:
+            self._read_answer(clean and not self.unreadable)
+        elif clean:
+            was_malformed = self._evidence.malformed
             for event in self._events.finish():
                 self._apply(event)
+            if self.unreadable:  # an event that breaks off with its encoding is no more malformed than a cut one
+                self._evidence.malformed = was_malformed
 
     def verdict(self, ending: Ending, status: int | None, day: date | None = None) -> Verdict:
         """Judge what was read so far, as if the response had ended now (see `verdict.judge`)."""
@@ -148,8 +154,11 @@ class MessageReader:
         try:
             for piece in self._decoder.feed(data):
                 self._read(piece)
+                if self._read == self._ignore:
+                    return
         except DecodingError:
-            self.give_up()
+            self._evidence.unreadable = True  # what came before the broken place has been read, or is read at the end
+            self._take = self._ignore
 
     def _read_start(self, data: bytes) -> None:
         first = data.lstrip(_BLANK)[:1]
@@ -175,37 +184,45 @@ class MessageReader:
 
     # From events to evidence.
 
+    def _begins_output(self, event: Event) -> bool:
+        """Whether an event that names a content block delta is one."""
+        fields = lenient.decode(_event_decoder, event.data)
+        self._evidence.output_begun = _type_of(fields, _KINDS.get(event.name)) == "content_block_delta"
+        return self._evidence.output_begun
+
     def _apply(self, event: Event) -> None:
         data, kind = event.data, _kind(event)
-        if kind == "content_block_delta":
-            self._evidence.output_begun = True
-        if kind in _CONTENT and b'"usage"' not in data:
+        if kind in _CONTENT and data.find(b'"usage"') < 0 and data.find(b'"message_') < 0:
             return
-        fields = None if event.truncated else _fields(data)
+        fields = None if event.truncated else lenient.decode(_event_decoder, data)
         if fields is None:
-            if kind in _USAGE_EVENTS or (kind not in _CONTENT and b'"usage"' in data):
-                self._evidence.malformed = True
-            elif kind == "error":
-                self._evidence.stream_error = "error"
+            self._apply_unreadable(event, kind)
             return
-        kind = kind or fields.type
-        if kind == "content_block_delta":
-            self._evidence.output_begun = True
+        kind, usage = _type_of(fields, kind), _usage_of(fields)
         if kind == "message_start":
-            self._start(fields)
+            self._start(fields.message, usage)
         elif kind == "message_delta":
-            self._current().delta(fields.delta, fields.usage)
+            self._current().delta(fields.delta, usage)
         elif kind == "message_stop":
-            self._current().stop(fields.usage)
-        elif kind == "error":
-            error = fields.error
-            name = error.get("type") if isinstance(error, dict) else None
-            self._evidence.stream_error = text_or_none(name, 64) or "error"
-        elif fields.usage is not None:
-            self._current().other(fields.usage)
+            self._current().stop(usage)
+        else:
+            if kind == "error":
+                name = fields.error.get("type") if isinstance(fields.error, dict) else None
+                self._evidence.stream_error = text_or_none(name, 64) or "error"
+            if usage is not None:
+                self._current().other(usage)
 
-    def _start(self, fields: "_Event") -> None:
-        message = fields.message
+    def _apply_unreadable(self, event: Event, kind: str | None) -> None:
+        """Take an event whose data is no JSON object, or longer than any that carries usage."""
+        says_usage = event.data.find(b'"usage"') >= 0
+        if kind == "error":
+            self._evidence.stream_error = "error"
+        elif kind == "message_stop" and not event.truncated and not says_usage:
+            self._current().stop(None)  # its name says it all
+        elif kind not in _CONTENT and (kind in _USAGE_EVENTS or says_usage or event.truncated):
+            self._evidence.malformed = True
+
+    def _start(self, message: object, usage: object) -> None:
         known = next((place for place, each in enumerate(self._messages) if each.repeats(message)), None)
         if known is not None:
             self._place = known
@@ -214,7 +231,7 @@ class MessageReader:
             self._messages.append(Message())
         else:
             self._evidence.too_many_messages = True
-        self._current().start(message, fields.usage)
+        self._current().start(message, usage)
 
     def _current(self) -> Message:
         if not self._messages:
@@ -225,18 +242,22 @@ class MessageReader:
         """Read a JSON answer. One that was cut is no evidence of anything; one that is broken may hide its usage."""
         body = bytes(self._body)
         self._body.clear()
-        answer = _answer(body.removeprefix(b"\xef\xbb\xbf"))
+        answer = lenient.decode(_answer_decoder, body)
         if answer is None:
             self._evidence.malformed = clean and b'"usage"' in body
             return
-        self._evidence.output_begun = bool(answer.pop("content"))
-        self._current().whole(answer)
+        content = bytes(answer.content).translate(None, _WHITESPACE)
+        self._evidence.output_begun = content not in (b"[]", b"null", b'""')
+        fields = {name: lenient.field(getattr(answer, name)) for name in _Answer.__struct_fields__ if name != "content"}
+        if fields["usage"] is None and bytes(answer.usage) != b"null":
+            self._evidence.malformed = True  # too long, or too deep, to be what the API sends
+        self._current().whole(fields)
 
 
 def _kind(event: Event) -> str | None:
     """Tell an event's kind without decoding it: its name, or what its data says; None where only decoding can tell."""
     kind = _KINDS.get(event.name)
-    if kind is None and b"message_" not in event.data:
+    if kind is None and event.data.find(b"message_") < 0:
         # Quotes inside JSON text are escaped, so these bytes stand for a value of their own and not for prose.
         for quoted, name in _QUOTED_CONTENT:
             if quoted in event.data:
@@ -244,30 +265,14 @@ def _kind(event: Event) -> str | None:
     return kind
 
 
-def _fields(data: bytes) -> _Event | None:
-    """Decode the fields of an event; None where the data is not a JSON object."""
-    try:
-        return _decode_event(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        tree = _object(data)
-        return None if tree is None else _Event(**{name: tree.get(name) for name in _Event.__struct_fields__})
+def _type_of(fields: _Event | None, kind: str | None) -> str | None:
+    """Return the kind that an event's data says, where it is a known one, else the one its name says."""
+    told = None if fields is None else fields.type
+    return told if isinstance(told, str) and told in _KNOWN else kind
 
 
-def _answer(body: bytes) -> dict[str, Any] | None:
-    """Decode a JSON answer; of its `content` only whether there is any."""
-    try:
-        fields = msgspec.structs.asdict(_decode_answer(body))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        tree = _object(body)
-        return None if tree is None else {name: tree.get(name) for name in _Answer.__struct_fields__}
-    fields["content"] = bytes(fields["content"]).translate(None, _WHITESPACE) not in (b"[]", b"null", b'""')
-    return fields
-
-
-def _object(data: bytes) -> dict[str, Any] | None:
-    """Decode a JSON object the lenient way (NaN, lone surrogates and other things msgspec refuses)."""
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return tree if isinstance(tree, dict) else None
+def _usage_of(fields: _Event) -> object:
+    """Return the usage of an event, wherever a relay has put it."""
+    places = (fields.message, fields, fields.delta)
+    told = [place.get("usage") if isinstance(place, dict) else getattr(place, "usage", None) for place in places]
+    return next((usage for usage in told if usage is not None and usage != {}), None)

@@ -6,10 +6,10 @@ megabytes, so only the fields needed are decoded (typed decoding skips the rest)
 
 import json
 import re
-from typing import Any
 
 import msgspec
 
+from usage_ledger.messages import lenient
 from usage_ledger.messages.decoding import DecodingError, decoder_for
 from usage_ledger.messages.text import text_or_none
 
@@ -28,9 +28,11 @@ class RequestFields(msgspec.Struct):
 
 
 class _Body(msgspec.Struct):
-    model: Any = None
-    stream: Any = None
-    metadata: Any = None
+    """The fields of a request that the books need, each kept raw until its size is known."""
+
+    model: msgspec.Raw = msgspec.Raw(b"null")
+    stream: msgspec.Raw = msgspec.Raw(b"null")
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -47,20 +49,17 @@ def read_request(body: bytes, content_encoding: str = "") -> RequestFields:
                 if len(decoded) > BODY_LIMIT:
                     return RequestFields()
             body = bytes(decoded)
-        try:
-            fields = _decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            # msgspec refuses what other readers let pass (lone surrogates, NaN, a byte order mark).
-            tree = json.loads(body)
-            if not isinstance(tree, dict):
-                return RequestFields()
-            fields = _Body(tree.get("model"), tree.get("stream"), tree.get("metadata"))
-    except (DecodingError, ValueError, RecursionError):
+    except DecodingError:
         return RequestFields()
-    metadata = fields.metadata
+    fields = lenient.decode(_decoder, body)
+    if fields is None:
+        return RequestFields()
+    metadata = lenient.field(fields.metadata)
     user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
     return RequestFields(
-        model=text_or_none(fields.model, 256), stream=fields.stream is True, session_id=session_of(user_id)
+        model=text_or_none(lenient.field(fields.model), 256),
+        stream=lenient.field(fields.stream) is True,
+        session_id=session_of(user_id),
     )
 
 

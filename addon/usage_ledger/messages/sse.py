@@ -6,15 +6,19 @@ books need: an event that lacks its final blank line counts when the stream ende
 
 Most of a Claude stream is text that carries no usage. `EventReader` therefore looks for the bytes that an interesting
 event must contain (`markers`) and takes apart only the events that contain one of them; all others are passed over
-without being split, decoded or copied. It keeps at most one unfinished event, and never more than `EVENT_LIMIT` bytes.
+without being split, decoded or copied. It keeps at most one unfinished event, and of that never more than twice
+`EVENT_LIMIT` bytes.
 
 Bytes are searched with `find` and not with `in`, which first tries its operand as a number and so takes 200 ns longer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 EVENT_LIMIT = 256 * 1024
 """Bytes kept of one event. Recorded usage events have a few hundred; a longer event is reported as cut short."""
+
+_OVERLAP = 16
+"""Bytes of a long event's tail that are kept, in which a marker or the blank line at its end may begin."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -33,19 +37,22 @@ class Event:
 class EventReader:
     """Reads an event stream piece by piece.
 
-    `markers` are the byte strings one of which a wanted event must contain; `once` is the name of a kind of event of
-    which only the first is wanted.
+    `markers` are the byte strings one of which a wanted event must contain (shorter than `_OVERLAP`). `once` is for
+    something that is looked for until it is found: `is_it` is asked about each event that contains `once`, until it
+    says yes.
     """
 
-    __slots__ = ("_after_cr", "_bom", "_carry", "_markers", "_once", "_skipping")
+    __slots__ = ("_after_cr", "_bom", "_carry", "_head", "_is_it", "_markers", "_once", "_skipping")
 
-    def __init__(self, markers: tuple[bytes, ...], once: bytes) -> None:
+    def __init__(self, markers: tuple[bytes, ...], once: bytes, is_it: Callable[[Event], bool]) -> None:
         self._markers = markers
         self._once: bytes | None = once
+        self._is_it = is_it
         self._bom: bytes | None = b""
         self._carry = bytearray()
         self._after_cr = False
         self._skipping = False
+        self._head: Event | None = None  # what is known of the event being skipped, while no marker was in it
 
     def feed(self, data: bytes) -> Iterable[Event]:
         """Take the next bytes of the stream; return the wanted events that they complete, in order."""
@@ -63,24 +70,28 @@ class EventReader:
                 return self._shorten()
             data = bytes(carry[:end])
             del carry[:end]
+        skipped: Iterable[Event] = ()
         if self._skipping:
             self._skipping = False
-            data = data[data.find(b"\n\n") + 2 :]
+            rest = data.find(b"\n\n") + 2
+            skipped = self._skip(data[:rest])
+            self._head = None
+            data = data[rest:]
         cut_short = self._shorten()
         if self._once is not None:
-            return [*self._wanted(data), *cut_short]
+            return [*skipped, *self._wanted(data), *cut_short]
         for marker in self._markers:
             if data.find(marker) >= 0:
-                return [*self._wanted(data), *cut_short]
-        return cut_short
+                return [*skipped, *self._wanted(data), *cut_short]
+        return [*skipped, *cut_short] if skipped or cut_short else ()
 
     def finish(self) -> Iterable[Event]:
         """The stream ended cleanly: return its last event if that lacked the blank line."""
         if self._bom:
             self._carry += self._bom
-        data, skipping = bytes(self._carry), self._skipping
+        data = bytes(self._carry)
         self._carry.clear()
-        return [] if skipping else self._wanted(data)
+        return self._skip(data) if self._skipping else self._wanted(data)
 
     def _wanted(self, block: bytes) -> list[Event]:
         """Take apart those events of a block of whole events that contain a marker."""
@@ -89,34 +100,49 @@ class EventReader:
             place = block.find(marker)
             while place >= 0:
                 start, end = _around(block, place)
-                if start not in events and place < start + EVENT_LIMIT:
+                if start not in events:
                     events[start] = _parse(block[start : min(end, start + EVENT_LIMIT)], end - start > EVENT_LIMIT)
                 place = block.find(marker, end)
         if self._once is not None:
-            place = block.find(self._once)
-            while place >= 0:
-                start, end = _around(block, place)
-                event = events.get(start) or _parse(block[start : min(end, start + EVENT_LIMIT)])
-                if event is not None and (event.name == self._once or b'"' + self._once + b'"' in event.data):
-                    events[start] = event
-                    self._once = None
-                    break
-                place = block.find(self._once, end)
+            self._look_for_once(block)
         return [event for _, event in sorted(events.items()) if event is not None]
+
+    def _look_for_once(self, block: bytes) -> None:
+        assert self._once is not None
+        place = block.find(self._once)
+        while place >= 0:
+            start, end = _around(block, place)
+            event = _parse(block[start : min(end, start + EVENT_LIMIT)])
+            if event is not None and self._is_it(event):
+                self._once = None
+                return
+            place = block.find(self._once, end)
 
     def _shorten(self) -> Iterable[Event]:
         """Give up an unfinished event that has grown past the limit, and skip to its end."""
         carry = self._carry
         if len(carry) <= EVENT_LIMIT + 1:  # one more, for the first half of the blank line
             return ()
-        first_time = not self._skipping
-        head = bytes(carry[:EVENT_LIMIT])
-        del carry[:-1]  # the last byte may be the first half of the blank line
-        self._skipping = True
-        events = self._wanted(head) if first_time else []
-        for event in events:
-            event.truncated = True
+        events: Iterable[Event] = ()
+        if not self._skipping:
+            self._skipping = True
+            head = bytes(carry[:EVENT_LIMIT])
+            events = self._wanted(head)
+            for event in events:
+                event.truncated = True
+            if not events:
+                self._head = _parse(head, truncated=True)
+        events = events or self._skip(bytes(carry))
+        del carry[:-_OVERLAP]
         return events
+
+    def _skip(self, tail: bytes) -> Iterable[Event]:
+        """Look for a marker in what follows of an event that was given up: it is then wanted, cut as it is."""
+        head = self._head
+        if head is None or all(tail.find(marker) < 0 for marker in self._markers):
+            return ()
+        self._head = None
+        return [head]
 
     def _without_bom(self, data: bytes) -> bytes:
         """Drop one leading byte order mark, which may arrive in pieces."""
@@ -145,7 +171,10 @@ def _around(block: bytes, place: int) -> tuple[int, int]:
 
 
 def _parse(raw: bytes, truncated: bool = False) -> Event | None:
-    """Read the fields of one event (its lines end in LF); None when it has no data, which is no event at all."""
+    """Read the fields of one event (its lines end in LF); None when it has no data, which is no event at all.
+
+    An event that was cut may have its data behind the cut.
+    """
     name = b""
     data: bytes | None = None
     for line in raw.split(b"\n"):
@@ -156,4 +185,6 @@ def _parse(raw: bytes, truncated: bool = False) -> Event | None:
             data = value if data is None else data + b"\n" + value
         elif field == b"event":
             name = value
-    return None if data is None else Event(name, data, truncated)
+    if data is None:
+        return Event(name, b"", truncated) if truncated else None
+    return Event(name, data, truncated)

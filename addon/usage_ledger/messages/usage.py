@@ -13,9 +13,11 @@ from usage_ledger.messages.text import text_or_none
 COUNT_LIMIT = 10**15
 """A count above this is not a count (SQLite's integers end at 9.2e18, and sums must fit as well)."""
 
-_KEYS_LIMIT = 64
+USAGE_LIMIT = 64 * 1024
+"""Bytes kept of one message's usage as JSON (recorded ones have a few hundred); beyond it only what is counted."""
+
 _DEPTH_LIMIT = 4
-_ENTRIES_LIMIT = 64
+_ENTRIES_LIMIT = 256
 
 
 class Counts(msgspec.Struct):
@@ -37,9 +39,9 @@ class Counts(msgspec.Struct):
 
     @property
     def cache_split_unknown(self) -> bool:
-        """Whether some cache creation is not told apart into 5 minutes and 1 hour."""
+        """Whether cache creation is not told apart into 5 minutes and 1 hour, or not in a way that adds up."""
         split = self.cache_creation_5m_input_tokens + self.cache_creation_1h_input_tokens
-        return self.cache_creation_input_tokens > split
+        return self.cache_creation_input_tokens != split
 
     def add(self, other: "Counts") -> None:
         for name in COUNT_NAMES:
@@ -64,7 +66,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
 )
 """Where the API keeps each of `COUNT_NAMES` (SDK type `BetaUsage`)."""
 
-_KNOWN = frozenset(name for path in _PATHS for name in path) | {"iterations", "service_tier", "inference_geo", "speed"}
+_TEXTS = ("service_tier", "inference_geo", "speed", "type", "model")
 _GROUPS = frozenset(path[0] for path in _PATHS if len(path) == 2)
 
 
@@ -161,8 +163,9 @@ def merge(known: dict[str, Any], news: dict[str, Any], depth: int = 0) -> None:
     """
     for key, value in news.items():
         if key not in known:
-            if len(known) < _KEYS_LIMIT or key in _KNOWN:
-                known[key] = value
+            known[key] = value
+        elif key == "iterations" and isinstance(value, list) and isinstance(known[key], list):
+            _merge_entries(known[key], value, depth)
         elif isinstance(value, dict):
             if isinstance(known[key], dict) and depth < _DEPTH_LIMIT:
                 merge(known[key], value, depth + 1)
@@ -175,21 +178,62 @@ def merge(known: dict[str, Any], news: dict[str, Any], depth: int = 0) -> None:
             known[key] = value
 
 
+def _merge_entries(known: list[Any], news: list[Any], depth: int) -> None:
+    """Merge a later `iterations` list, entry by entry: it goes on where the earlier one ended."""
+    for place, entry in enumerate(news):
+        if place >= len(known):
+            known.append(entry)
+        elif depth < _DEPTH_LIMIT and _is_same_entry(known[place], entry):
+            merge(known[place], entry, depth + 1)
+        else:
+            known[place] = entry
+
+
+def _is_same_entry(one: object, other: object) -> bool:
+    return (
+        isinstance(one, dict)
+        and isinstance(other, dict)
+        and all(one.get(name) == other.get(name) or other.get(name) is None for name in ("type", "model"))
+    )
+
+
+def bounded(usage: dict[str, Any]) -> dict[str, Any]:
+    """Return a usage object as it is, or what is counted of it where all of it is more than `USAGE_LIMIT`."""
+    try:
+        fits = len(msgspec.json.encode(usage)) <= USAGE_LIMIT
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
+        fits = False
+    return usage if fits else _counted(usage)
+
+
+def _counted(usage: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for path in _PATHS:
+        holder: Any = usage if len(path) == 1 else usage.get(path[0])
+        count = as_count(holder.get(path[-1])) if isinstance(holder, dict) else None
+        if count is not None:
+            (kept if len(path) == 1 else kept.setdefault(path[0], {}))[path[-1]] = count
+    kept |= {name: value[:256] for name in _TEXTS if isinstance(value := usage.get(name), str)}
+    entries = usage.get("iterations")
+    if isinstance(entries, list):
+        kept["iterations"] = [_counted(entry) for entry in entries[:_ENTRIES_LIMIT] if isinstance(entry, dict)]
+    return kept
+
+
 def counts_of(usage: dict[str, Any]) -> Counts:
     """Read the counts of a sifted usage object (or of one iteration); absent ones are 0.
 
-    A cache creation total below the sum of its split is raised to it; a total above it keeps the difference, which is
-    then of unknown duration (`Counts.cache_split_unknown`).
+    Where upstream told no cache creation total, it is the sum of its split; a total that was told stands, and what the
+    split does not explain is of unknown duration (`Counts.cache_split_unknown`).
     """
     values = []
     for path in _PATHS:
         holder: Any = usage if len(path) == 1 else usage.get(path[0])
         values.append(as_count(holder.get(path[-1])) or 0 if isinstance(holder, dict) else 0)
     counts = Counts(*values)
-    counts.cache_creation_input_tokens = max(
-        counts.cache_creation_input_tokens,
-        counts.cache_creation_5m_input_tokens + counts.cache_creation_1h_input_tokens,
-    )
+    if not counts.cache_creation_input_tokens:
+        split = counts.cache_creation_5m_input_tokens + counts.cache_creation_1h_input_tokens
+        counts.cache_creation_input_tokens = split
     return counts
 
 

@@ -177,6 +177,7 @@ def _settle(verdict: Verdict, evidence: Evidence, ending: Ending) -> None:
 def _is_unbilled_refusal(evidence: Evidence, day: date | None) -> bool:
     return (
         len(evidence.messages) == 1
+        and not evidence.malformed  # an event that cannot be read may have been output
         and evidence.messages[0].stop_reason == "refusal"
         and not evidence.output_begun
         and not refusal_is_billed(evidence.messages[0].category, day)

@@ -1,0 +1,48 @@
+"""JSON from outside, decoded field by field, also where strict readers refuse it.
+
+Room: messages. Imports the standard library and `msgspec`. Typed decoding skips what nobody asked for, so a body of
+many megabytes costs little; it refuses byte order marks, lone surrogates, bytes that are not UTF-8 and NaN, all of
+which clients let pass. Such a body is mended and decoded once more, never as a whole tree.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+FIELD_LIMIT = 64 * 1024
+"""A field whose JSON is longer than this many bytes is not decoded."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_NOT_A_NUMBER = re.compile(rb"(?<=[\s:\[,])(?:NaN|-?Infinity)(?=[\s,\]}])")
+_FAILURES = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def decode[T](decoder: "msgspec.json.Decoder[T]", data: bytes) -> T | None:
+    """Decode JSON; None where it is none, or not of the decoder's shape."""
+    try:
+        return decoder.decode(data)
+    except _FAILURES:
+        try:
+            return decoder.decode(_mended(data))
+        except _FAILURES:
+            return None
+
+
+def field(raw: msgspec.Raw) -> Any:
+    """Decode one field of a body whose fields were kept raw; None where it is too long to be what is wanted."""
+    data = bytes(raw)
+    try:
+        return msgspec.json.decode(data) if len(data) <= FIELD_LIMIT else None
+    except _FAILURES:
+        return None
+
+
+def _mended(data: bytes) -> bytes:
+    """Replace what strict readers refuse. What no number can be becomes a text, and so stays no number."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.decode("utf-8", "replace").encode()
+    data = _SURROGATE.sub(rb"\\ufffd", data)
+    if b"NaN" in data or b"Infinity" in data:
+        data = _NOT_A_NUMBER.sub(b'"not a number"', data)
+    return data
