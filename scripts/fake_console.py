@@ -7,13 +7,13 @@ It counts the requests it received, which is what the ledger is compared with.
 
 import asyncio
 import contextlib
-import datetime
 import gzip
 import json
 import socket
 import ssl
 import struct
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -25,7 +25,7 @@ import h2.events
 
 type Scenario = Callable[["Request", "Reply"], Awaitable[None]]
 
-SSE = {"content-type": "text/event-stream; charset=utf-8", "request-id": "req_fake"}
+SSE = {"content-type": "text/event-stream; charset=utf-8"}
 
 
 class Request:
@@ -293,13 +293,17 @@ MESSAGE = {
 }
 
 
+def new_request_id() -> dict[str, str]:
+    """Return the header that names an answer; no two have the same."""
+    return {"request-id": f"req_{uuid.uuid4().hex[:20]}"}
+
+
 def streaming(events: Iterable[bytes], headers: dict[str, str] | None = None, ends: bool = True) -> Scenario:
     """Return a scenario that streams these pieces, each sent by itself; without `ends` the connection is reset."""
     pieces = list(events)
 
     async def scenario(request: Request, reply: Reply) -> None:
-        now = datetime.datetime.now(datetime.UTC)
-        await reply.start(200, {**SSE, "request-id": f"req_{now:%H%M%S%f}", **(headers or {})})
+        await reply.start(200, {**SSE, **new_request_id(), **(headers or {})})
         for piece in pieces:
             await reply.send(piece)
             await asyncio.sleep(0)
@@ -316,7 +320,7 @@ def answering(status: int, body: bytes, headers: dict[str, str]) -> Scenario:
     """Return a scenario that answers with one body of known length."""
 
     async def scenario(request: Request, reply: Reply) -> None:
-        await reply.start(status, {"request-id": "req_fake", **headers}, len(body))
+        await reply.start(status, {**new_request_id(), **headers}, len(body))
         await reply.send(body)
         await reply.end()
 

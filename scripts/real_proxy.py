@@ -71,11 +71,15 @@ class Proxy:
         threading.Thread(target=self._listen_to_log, daemon=True).start()
 
     def __enter__(self) -> "Proxy":
-        line = self.wait_for_line("listening at")
-        found = _LISTENING.search(line)
-        if found is None:
-            raise RuntimeError(f"mitmdump did not say where it listens: {line}")
-        self.port = int(found.group(1))
+        try:
+            line = self.wait_for_line("listening at")
+            found = _LISTENING.search(line)
+            if found is None:
+                raise RuntimeError(f"mitmdump did not say where it listens: {line}")
+            self.port = int(found.group(1))
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -146,9 +150,11 @@ _END = "(end of log)"
 
 
 def rows_of(ledger: Path, where: str = "true", values: Sequence[object] = ()) -> list[dict[str, Any]]:
-    """Return the rows of a ledger as dicts, oldest first."""
+    """Return the rows of a ledger as dicts, oldest first; none where its tables are not made yet."""
     with closing(sqlite3.connect(f"{ledger.as_uri()}?mode=ro", uri=True, timeout=20)) as connection:
         connection.row_factory = sqlite3.Row
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage_records'").fetchone():
+            return []
         found = connection.execute(f"SELECT * FROM usage_records WHERE {where} ORDER BY occurred_at, id", values)
         return [dict(row) for row in found]
 

@@ -160,23 +160,28 @@ def test_a_larger_count_alone_makes_no_row_better(books: Books, state: str) -> N
     assert books.row() == before
 
 
+TOLD = '{"input_tokens": 9}'
+
+
 @pytest.mark.parametrize(
-    ("writer", "usage_raw", "taken"),
+    ("writer", "known", "news", "taken"),
     [
-        ("0.1.0 aaaaaaaaaaaa", '{"input_tokens": 9}', True),
-        ("0.1.0 bbbbbbbbbbbb", '{"input_tokens": 9}', False),
-        ("0.1.0 aaaaaaaaaaaa", None, False),
+        ("0.1.0 aaaaaaaaaaaa", None, TOLD, True),
+        ("0.1.0 aaaaaaaaaaaa", TOLD, TOLD, True),
+        ("0.1.0 aaaaaaaaaaaa", None, None, True),
+        ("0.1.0 aaaaaaaaaaaa", TOLD, None, False),
+        ("0.1.0 bbbbbbbbbbbb", None, TOLD, False),
     ],
-    ids=["its own writer", "another writer", "nothing told yet"],
+    ids=["first usage", "more usage", "the body's fields", "less than is known", "another writer"],
 )
-def test_a_pending_row_takes_progress_from_its_own_writer_only(
-    books: Books, writer: str, usage_raw: str | None, taken: bool
+def test_a_pending_row_takes_what_its_own_writer_has_learnt(
+    books: Books, writer: str, known: str | None, news: str | None, taken: bool
 ) -> None:
-    books.write(record())
+    books.write(record(usage_raw=known))
     before = books.row()
-    books.write(record(writer=writer, usage_raw=usage_raw, input_tokens=9, total_tokens=9))
+    books.write(record(writer=writer, usage_raw=news, requested_model="claude", total_tokens=9))
     after = books.row()
-    assert (after["input_tokens"] == 9) == taken
+    assert (after["requested_model"] == "claude") == taken
     assert (after == before) != taken
 
 

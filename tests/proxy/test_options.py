@@ -19,6 +19,8 @@ from scripts.real_proxy import ADDON, mitmdump
         ("usage_capture_limit=lots", "is not a size"),
         ("usage_capture_limit=0", "not a size above 0"),
         ("usage_durability=maybe", "usage_durability"),
+        ("usage_tag_header=X-Api-Key", "usage_tag_header"),
+        ("usage_filter=~websocket", "usage_filter"),
         ("usage_on_ledger_error=panic", "usage_on_ledger_error"),
         ("usage_capture=sometimes", "usage_capture"),
         ("usage_db=/", "is a folder"),

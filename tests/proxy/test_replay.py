@@ -1,7 +1,9 @@
 """Captures that are replayed: the same rows, never more, never worse."""
 
+import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -9,7 +11,7 @@ import pytest
 from mitmproxy import http
 from mitmproxy.io import FlowReader, FlowWriter
 
-from scripts.fake_console import NORMAL, FakeConsole, streaming
+from scripts.fake_console import JSON, NORMAL, SSE, FakeConsole, Reply, Request, streaming
 from scripts.real_proxy import Proxy, replay, rows_of, settled_rows
 
 DATA = Path(__file__).parents[2] / "data"
@@ -211,3 +213,117 @@ def test_a_capture_in_the_checkout_yields_the_rows_beside_it(tmp_path: Path, cap
     replay(capture, ledger)
     expected = json.loads(capture.with_suffix(".json").read_text())
     assert [{name: row[name] for name in expected[0]} for row in rows_of(ledger)] == expected
+
+
+def test_a_capture_that_is_client_replayed_three_times_at_once_leaves_three_rows(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture), ledger=tmp_path / "first.db")
+    ask(proxy, "normal")
+    proxy.stop()
+    again = start_proxy(*["-C", str(capture)] * 3, "--set", "client_replay_concurrency=-1")
+    rows = settled_rows(again.ledger, 3)
+    assert console.received["normal"] == 4
+    assert [row["usage_state"] for row in rows] == ["complete"] * 3
+
+
+@pytest.mark.parametrize("order", [("har", "mitm"), ("mitm", "har")], ids=["HAR first", "capture first"])
+def test_a_har_and_a_capture_of_the_same_traffic_give_one_row_a_request(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response], order: tuple[str, str]
+) -> None:
+    files = {"har": tmp_path / "flows.har", "mitm": tmp_path / "flows.mitm"}
+    proxy = start_proxy("-w", str(files["mitm"]), "--set", f"hardump={files['har']}")
+    for scenario in ("normal", "iterations", "json", "without_usage", "rate_limited"):
+        ask(proxy, scenario)
+    proxy.stop()
+    other = tmp_path / "other.db"
+    replay(files[order[0]], other)
+    before = rows_of(other)
+    replay(files[order[1]], other)
+    assert [(row["id"], row["total_tokens"]) for row in rows_of(other)] == [
+        (row["id"], row["total_tokens"]) for row in before
+    ]
+    assert len(before) == 5
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["buffered", "stream_large_bodies"])
+def test_a_capture_gives_the_rows_of_the_live_proxy_in_a_new_ledger(
+    tmp_path: Path,
+    console: FakeConsole,
+    start_proxy: Callable[..., Proxy],
+    ask: Callable[..., httpx.Response],
+    streamed: bool,
+) -> None:
+    async def breaks_after_the_headers(request: Request, reply: Reply) -> None:
+        await reply.start(200, SSE)
+        await asyncio.sleep(0.2)  # the headers should be read before the reset discards them
+        reply.reset()
+
+    async def json_that_breaks(request: Request, reply: Reply) -> None:
+        await reply.start(200, JSON, length=1000)
+        await reply.send(b'{"id":"msg_1","usage":{"input_tokens":4')
+        await asyncio.sleep(0.2)
+        reply.reset()
+
+    console.scenarios |= {"headers only": breaks_after_the_headers, "broken JSON": json_that_breaks}
+    capture = tmp_path / "capture.mitm"
+    limits = ("--set", "stream_large_bodies=1") if streamed else ()
+    proxy = start_proxy("-w", str(capture), *limits)
+    for scenario in (*SCENARIOS, "headers only", "broken JSON"):
+        with suppress(httpx.TransportError):
+            ask(proxy, scenario)
+    proxy.stop()
+    replay(capture, tmp_path / "other.db")
+    assert comparable(tmp_path / "other.db") == comparable(proxy.ledger)
+    assert {row["requested_model"] for row in rows_of(tmp_path / "other.db")} == {"claude-asked"}
+
+
+def test_a_har_of_a_request_without_a_response_has_no_status(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    async def no_answer(request: Request, reply: Reply) -> None:
+        reply.reset()
+
+    console.scenarios["no_answer"] = no_answer
+    har = tmp_path / "flows.har"
+    proxy = start_proxy("--set", f"hardump={har}")
+    ask(proxy, "no_answer")
+    proxy.stop()
+    replay(har, tmp_path / "other.db")
+    (row,) = rows_of(tmp_path / "other.db")
+    assert (row["usage_state"], row["review_reason"], row["http_status"]) == ("missing", "no_response", None)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rows"), [("~q", 1), ("~t event-stream", 0), ("~b message_start", 0), ("~h request-id", 0)]
+)
+def test_the_filter_asks_a_replay_about_the_request_alone_as_it_did_live(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response], chosen: str, rows: int
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture), "--set", f"usage_filter={chosen}")
+    ask(proxy, "normal")
+    proxy.stop()
+    replay(capture, tmp_path / "other.db", "--set", f"usage_filter={chosen}")
+    assert len(rows_of(proxy.ledger)) == rows
+    found = rows_of(tmp_path / "other.db") if (tmp_path / "other.db").exists() else []
+    assert len(found) == rows
+
+
+def test_what_was_noted_of_a_refused_request_does_not_stick_to_its_client_replay(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    first, second = tmp_path / "first.mitm", tmp_path / "second.mitm"
+    blocking = start_proxy(
+        "--set", "usage_on_ledger_error=block", "-w", str(first), ledger=tmp_path / "file" / "usage.db"
+    )
+    assert ask(blocking, "normal").status_code == 503
+    blocking.stop()
+    again = start_proxy("--client-replay", str(first), "-w", str(second))
+    settled_rows(again.ledger, 1)
+    again.stop()
+    assert console.received["normal"] == 1
+    replay(second, tmp_path / "other.db")
+    assert [row["usage_state"] for row in rows_of(tmp_path / "other.db")] == ["complete"]

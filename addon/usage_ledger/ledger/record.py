@@ -82,10 +82,12 @@ class Entry(msgspec.Struct):
     """What is handed to the writer: a record with its iterations, and how it finds its row.
 
     `identify` is set for flows whose id is new at each read (HAR): the row is then found by request id, else message
-    id, else start, host and path, before the record's own id is used. `only_new` adds a row but changes none.
+    id, else start, host and path, before the record's own id is used. `alias` is the id under which a HAR of the same
+    flow has made its row. `only_new` adds a row but changes none.
     """
 
     record: Record
     iterations: list[IterationRow] = msgspec.field(default_factory=list)
     identify: bool = False
+    alias: str | None = None
     only_new: bool = False

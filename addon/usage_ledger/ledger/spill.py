@@ -29,10 +29,19 @@ def spill_path(ledger: Path, writer_id: str) -> Path:
     return ledger.with_name(f"{ledger.name}-spill-{writer_id}")
 
 
-def append(path: Path, entries: list[Entry], withdrawn: list[str]) -> None:
-    """Add rows to a spill file and sync it; raise OSError where that cannot be."""
-    lines = [_Line(entry=entry) for entry in entries] + [_Line(withdrawn=each) for each in withdrawn]
-    data = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+def append(path: Path, entries: list[Entry], withdrawn: list[str]) -> list[Entry]:
+    """Add rows to a spill file and sync it; raise OSError where that cannot be.
+
+    Returns the rows that cannot be written down at all, which is a fault of whoever made them.
+    """
+    lines, refused = [], []
+    for entry in entries:
+        try:
+            lines.append(msgspec.json.encode(_Line(entry=entry)) + b"\n")
+        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
+            refused.append(entry)
+    lines += [msgspec.json.encode(_Line(withdrawn=each)) + b"\n" for each in withdrawn]
+    data = b"".join(lines)
     descriptor = open_private_file(path, os.O_WRONLY | os.O_APPEND)
     with os.fdopen(descriptor, "ab") as file:
         end = file.tell()
@@ -44,6 +53,7 @@ def append(path: Path, entries: list[Entry], withdrawn: list[str]) -> None:
             with contextlib.suppress(OSError):
                 os.truncate(path, end)  # a full disk may have taken half of it
             raise
+    return refused
 
 
 def read(path: Path, at_once: int) -> Iterator[tuple[list[Entry], list[str]]]:

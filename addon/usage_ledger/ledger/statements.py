@@ -3,7 +3,7 @@
 Room: ledger. Imports its neighbours in this room. One statement a batch crosses into SQLite once, so the interpreter
 lock is given up once and the proxy's event loop is not disturbed per row. Promises that a row is never replaced by a
 worse one: corrected > complete > none > partial > missing > pending, and that a row of the same worth changes nothing
-(but a partial row takes a larger lower bound, and a pending row the usage read so far).
+(but a partial row takes a larger lower bound, and a pending row what its own writer has learnt since).
 """
 
 from usage_ledger.ledger.columns import COLUMNS
@@ -38,7 +38,7 @@ _BETTER = f"""
         OR ({_NEW}.usage_state = 'partial' AND {_OLD}.usage_state = 'partial'
             AND {_NEW}.total_tokens > {_OLD}.total_tokens)
         OR ({_NEW}.usage_state = 'pending' AND {_OLD}.usage_state = 'pending'
-            AND {_OLD}.writer = {_NEW}.writer AND {_NEW}.usage_raw IS NOT NULL)
+            AND {_OLD}.writer = {_NEW}.writer AND ({_NEW}.usage_raw IS NOT NULL OR {_OLD}.usage_raw IS NULL))
     )
 """
 _INSERT = f"INSERT INTO usage_records ({', '.join(COLUMNS)}) SELECT {_values(COLUMNS)} FROM json_each(?1) WHERE true"
@@ -59,6 +59,11 @@ WITHDRAW = """
     WHERE id IN (SELECT value FROM json_each(?1)) AND usage_state = 'pending'
 """
 """Remove the pending rows of requests that turned out to be answered by the proxy itself."""
+
+FIND_IDS = """
+    SELECT value FROM json_each(?1) WHERE value IN (SELECT id FROM usage_records)
+"""
+"""Which of these ids have rows."""
 
 FIND_BY_REQUEST_ID = "SELECT id FROM usage_records WHERE request_id = ?1 ORDER BY occurred_at LIMIT 1"
 FIND_BY_MESSAGE_ID = """

@@ -79,6 +79,7 @@ class Store:
 
     def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
         """Write a batch of entries, in their order, and remove withdrawn pending rows: all of it or nothing."""
+        self._find_aliases(entries)
         if not withdrawn and all(map(_is_plain, entries)):
             self._upsert(entries)
             return
@@ -109,6 +110,16 @@ class Store:
         if changed and entry.iterations:
             self._connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
 
+    def _find_aliases(self, entries: list[Entry]) -> None:
+        """Give an entry without a row the id of the row that a HAR of the same flow has made."""
+        aliased = [(entry.alias, entry) for entry in entries if entry.alias is not None]
+        if aliased:
+            ids = [each for alias, entry in aliased for each in (alias, entry.record.id)]
+            found = {row[0] for row in self._connection.execute(statements.FIND_IDS, (_as_json(ids),))}
+            for alias, entry in aliased:
+                if alias in found and entry.record.id not in found:
+                    _rename(entry, alias)
+
     def _identify(self, entry: Entry) -> None:
         """Give an entry whose flow id does not last the id of the row that it already has."""
         record = entry.record
@@ -122,9 +133,7 @@ class Store:
         ):
             found = self._connection.execute(statement, values).fetchone() if values[0] else None
             if found:
-                record.id = found[0]
-                for iteration in entry.iterations:
-                    iteration.record_id = record.id
+                _rename(entry, found[0])
                 return
 
     def probe(self) -> None:
@@ -164,6 +173,12 @@ class Store:
         for sidecar, own in zip(_sidecars(self.path), self._files[1:], strict=True):
             if _identity(sidecar) == own:
                 sidecar.unlink(missing_ok=True)
+
+
+def _rename(entry: Entry, row_id: str) -> None:
+    entry.record.id = row_id
+    for iteration in entry.iterations:
+        iteration.record_id = row_id
 
 
 def _is_plain(entry: Entry) -> bool:

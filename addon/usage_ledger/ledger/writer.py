@@ -30,6 +30,9 @@ from usage_ledger.ledger.store import Store, is_trouble
 
 RETRY_SECONDS = 0.5
 
+LOOK_SECONDS = 30.0
+"""How often a writer looks for the rows of proxies that have died meanwhile."""
+
 LEAVE_SECONDS = 10.0
 """How long the end of the process waits for a disk that hangs."""
 
@@ -71,6 +74,7 @@ class Writer:
         self._backlog: list[Entry] = []
         self._backlog_withdrawn: list[str] = []
         self._thread = threading.Thread(target=self._run, name="usage-ledger-writer", daemon=True)
+        self._looked_at = 0.0  # monotonic seconds
         self._trouble_since = 0.0  # monotonic seconds
         self._spill_failed = False
         self._taken_back = 0
@@ -126,8 +130,8 @@ class Writer:
     def _run(self) -> None:
         running = True
         while running:
-            with contextlib.suppress(queue.Empty):  # nothing new, but what waits is tried again
-                running = self._wake.get(timeout=RETRY_SECONDS if self.trouble else None)
+            with contextlib.suppress(queue.Empty):  # nothing new, but there is something to try again or to look for
+                running = self._wake.get(timeout=RETRY_SECONDS if self.trouble else LOOK_SECONDS)
             with self._lock:
                 batch, self._open = self._open, None
             if batch is not None:
@@ -143,6 +147,8 @@ class Writer:
         count = len(self._backlog)
         try:
             store = self._ready_store()
+            if time.monotonic() - self._looked_at > LOOK_SECONDS:
+                self._settle_dead_writers(store)
             if self._backlog or self._backlog_withdrawn:
                 self._write_to(store)
             elif self.trouble:
@@ -180,16 +186,21 @@ class Writer:
                 make_private_folder(self.path.parent)
                 self._presence = Presence(self.path, self._id)
             self._store = Store(self.path, self.durability, self._id)
-            self._take_back(self._store)
-            settled = self._store.settle_dead_writers()
-            if settled:
-                _log.warning(
-                    f"usage ledger: {settled} request(s) of a proxy that is gone were left in flight; "
-                    "they are flagged proxy_stopped"
-                )
+            self._settle_dead_writers(self._store)
         if self._store.durability != self.durability:
             self._store.set_durability(self.durability)
         return self._store
+
+    def _settle_dead_writers(self, store: Store) -> None:
+        """Take over from proxies that are gone: first the rows they spilled, then those they left in flight."""
+        self._looked_at = time.monotonic()
+        self._take_back(store)
+        settled = store.settle_dead_writers()
+        if settled:
+            _log.warning(
+                f"usage ledger: {settled} request(s) of a proxy that is gone were left in flight; "
+                "they are flagged proxy_stopped"
+            )
 
     def _close_store(self) -> None:
         store, self._store = self._store, None
@@ -199,12 +210,14 @@ class Writer:
     def _spill(self) -> None:
         """Move what waits from memory to the spill file; where that fails too, it goes on waiting in memory."""
         try:
-            spill.append(spill.spill_path(self.path, self._id), self._backlog, self._backlog_withdrawn)
+            refused = spill.append(spill.spill_path(self.path, self._id), self._backlog, self._backlog_withdrawn)
         except OSError as error:
             if not self._spill_failed:
                 self._spill_failed = True
                 _log.error(f"usage ledger: cannot spill rows beside {self.path}: {error}. They wait in memory alone")
             return
+        for entry in refused:
+            _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this")
         self._spill_failed = False
         self._backlog.clear()
         self._backlog_withdrawn.clear()

@@ -1,14 +1,18 @@
 """The addon: mitmproxy's hooks, each a few lines.
 
-Room: proxy. Imports mitmproxy and its neighbours in this room. The path of one request: `requestheaders` (only where
-bodies are streamed) and `request` write its pending row before it goes upstream, `responseheaders` puts the tap on its
+Room: proxy. Imports mitmproxy and its neighbours in this room. The path of one request: `request` (`requestheaders`
+where its body is streamed) writes its pending row before it goes upstream, `responseheaders` puts the tap on its
 stream, and whichever of `response`, `error` and `done` comes first settles it; `response` returns once the row is on
 disk, and only then is the client sent the end of the message.
+
+Where another script raises in a hook, mitmproxy calls none of the scripts after it for that hook. So each hook here
+makes up for those that may have been missed before it, and a sweep settles what no last hook came for.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable
+from weakref import WeakSet
 
 from mitmproxy import ctx, http
 from mitmproxy.addonmanager import Loader
@@ -17,18 +21,22 @@ from mitmproxy.addons.errorcheck import ErrorCheckHandler
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
 from usage_ledger.proxy import options
-from usage_ledger.proxy.exchange import Exchange
+from usage_ledger.proxy.exchange import METADATA, Exchange
 from usage_ledger.proxy.replay import replayed_entry
 from usage_ledger.proxy.rows import log_line
 
 REPLAYED_AT_ONCE = 512
 """Replayed flows are handed to the writer without waiting; after so many, the replay waits for them to be stored."""
 
+SWEEP_SECONDS = 1.0
+
 _log = logging.getLogger("usage_ledger")
 
-# By flow id. Kept here and not on the addon: a reload of the script makes a new addon, while this module and the
-# requests in flight live on.
-_in_flight: dict[str, Exchange] = {}
+# Kept here and not on the addon: a reload of the script makes a new addon, while this module and the requests in flight
+# live on. By the flow object's identity, because flows of a capture that is replayed several times share their id.
+_in_flight: dict[int, Exchange] = {}
+_live: WeakSet[http.HTTPFlow] = WeakSet()
+"""Flows of this proxy's own traffic; all others were read from a file."""
 
 
 class UsageLedger:
@@ -41,6 +49,8 @@ class UsageLedger:
         self._is_running = False
         self._started = False
         self._replayed = 0
+        self._sweep: asyncio.TimerHandle | None = None
+        self._over: set[int] = set()
 
     # The life of the addon.
 
@@ -56,6 +66,8 @@ class UsageLedger:
         self._is_running = True
         _log.info(f"usage ledger: {self._ready().ledger}")
         self._start_writer()
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._settle_what_is_over)
 
     def _start_writer(self) -> None:
         # mitmdump ends itself when an error is logged before it is up. A ledger in trouble must not stop traffic, so
@@ -69,6 +81,8 @@ class UsageLedger:
     def done(self) -> Awaitable[None] | None:
         # At a reload the requests in flight go on; only at the end of the program are they settled here. A plain
         # function, because an async `done` keeps mitmproxy from loading the new script.
+        if self._sweep is not None:
+            self._sweep.cancel()
         return self._stop() if ctx.master.should_exit.is_set() else None
 
     async def _stop(self) -> None:
@@ -82,59 +96,89 @@ class UsageLedger:
     # The life of a request.
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
-        # With `stream_large_bodies` the request may leave before the `request` hook, so its row has to come first.
-        if self._ready().streams_large_bodies and self._is_metered(flow):
-            exchange = await self._begin(flow)
-            if not exchange.answered_by_proxy:
+        _remember(flow)
+        # A request that is streamed leaves before the `request` hook, so its row has to come first.
+        if flow.error is None and self._leaves_early(flow) and self._is_metered(flow):
+            exchange = self._begin(flow)
+            written = await exchange.write_pending()
+            if exchange.settings.block and not written:
+                exchange.refuse_upload()
+            else:
                 exchange.stream_request()
 
     async def request(self, flow: http.HTTPFlow) -> None:
-        exchange = _in_flight.get(flow.id)
-        if exchange is not None and exchange.flow is flow:
-            exchange.read_body()
+        _remember(flow)
+        exchange = _in_flight.get(id(flow))
+        if exchange is not None:
+            exchange.add_streamed_body()
         elif self._is_metered(flow):
-            await self._begin(flow)
+            exchange = self._begin(flow)
+            exchange.read_body()
+            blocked = exchange.settings.block and exchange.writer.trouble is not None
+            if blocked or (not await exchange.write_pending() and exchange.settings.block):
+                exchange.refuse()
+        elif flow.live and flow.response is not None:
+            flow.metadata[METADATA] = {"answered_by_proxy": True}
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        exchange = _in_flight.get(flow.id)
-        if exchange is not None and exchange.flow is flow:
+        _remember(flow)
+        exchange = _in_flight.get(id(flow))
+        if exchange is None and flow.response is not None and flow.response.raw_content is None:
+            exchange = self._begin_late(flow)
+        if exchange is not None:
             exchange.watch_response()
 
     async def response(self, flow: http.HTTPFlow) -> None:
-        exchange = self._ended(flow)
+        exchange = _in_flight.pop(id(flow), None)
         if exchange is not None:
             await _stored(exchange.settle(Ending.FINISHED))
-        elif not flow.live and flow.error is None:
+        elif flow not in _live and flow.error is None:
             await self._replay(flow)
 
     async def error(self, flow: http.HTTPFlow) -> None:
-        exchange = self._ended(flow)
+        exchange = _in_flight.pop(id(flow), None)
+        if exchange is None and flow in _live and flow.response is None and flow.request.timestamp_end is not None:
+            exchange = self._begin_late(flow)
+            _in_flight.pop(id(flow), None)
         if exchange is not None:
             await _stored(exchange.settle(exchange.ending_of_error()))
-        elif not flow.live:
+        elif flow not in _live:
             await self._replay(flow)
 
-    def _ended(self, flow: http.HTTPFlow) -> Exchange | None:
-        """Return the exchange of a live flow, once. A captured flow may have the id of one that is in flight."""
-        exchange = _in_flight.get(flow.id)
-        return _in_flight.pop(flow.id) if exchange is not None and exchange.flow is flow else None
+    def _leaves_early(self, flow: http.HTTPFlow) -> bool:
+        """Whether a request's body may go upstream before the `request` hook.
 
-    async def _begin(self, flow: http.HTTPFlow) -> Exchange:
-        """Write the pending row of a request, or answer it where it may not pass without one."""
-        settings = self._ready()
-        exchange = _in_flight[flow.id] = Exchange(flow, settings, self._writer())
-        if settings.block and exchange.writer.trouble is not None:
-            exchange.refuse()
-            return exchange
-        if flow.request.raw_content is not None:
-            exchange.read_body()
-        if not await exchange.write_pending() and settings.block:
-            exchange.refuse()
+        mitmproxy has decided so by now where it knows the body's length. Where it does not, it decides later and asks
+        nobody, so such a body is streamed from the start.
+        """
+        unknown = "content-length" not in flow.request.headers and flow.request.method not in ("GET", "HEAD")
+        return bool(flow.request.stream) or (self._ready().streams_large_bodies and unknown)
+
+    def _begin(self, flow: http.HTTPFlow) -> Exchange:
+        exchange = _in_flight[id(flow)] = Exchange(flow, self._ready(), self._writer())
         return exchange
+
+    def _begin_late(self, flow: http.HTTPFlow) -> Exchange | None:
+        """Begin an exchange whose request has left unseen, because another script failed; None where not metered."""
+        if flow not in _live or METADATA in flow.metadata or not self._is_chosen(flow):
+            return None
+        exchange = self._begin(flow)
+        exchange.has_left()
+        exchange.read_body()
+        return exchange
+
+    def _settle_what_is_over(self) -> None:
+        """Settle exchanges whose flow has ended without a last hook, seen so twice: the hook may be under way."""
+        over = {key for key, exchange in _in_flight.items() if not exchange.flow.live}
+        for key in over & self._over:
+            exchange = _in_flight.pop(key)
+            exchange.settle(Ending.FINISHED if exchange.flow.error is None else exchange.ending_of_error())
+        self._over = over
+        self._sweep = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._settle_what_is_over)
 
     async def _replay(self, flow: http.HTTPFlow) -> None:
         settings = self._ready()
-        if not settings.flow_filter(flow):
+        if not self._is_chosen(flow):
             return
         writer = self._writer()
         entry = replayed_entry(flow, settings, writer.name)
@@ -148,7 +192,16 @@ class UsageLedger:
             await asyncio.shield(stored)
 
     def _is_metered(self, flow: http.HTTPFlow) -> bool:
-        return bool(flow.live) and flow.response is None and bool(self._ready().flow_filter(flow))
+        return bool(flow.live) and flow.response is None and self._is_chosen(flow)
+
+    def _is_chosen(self, flow: http.HTTPFlow) -> bool:
+        """Ask the filter about the request alone, so that a replay is answered as the live request was."""
+        if flow.response is not None or flow.error is not None:
+            bare = http.HTTPFlow(flow.client_conn, flow.server_conn)
+            bare.id, bare.request, bare.metadata = flow.id, flow.request, flow.metadata
+            bare.marked, bare.comment, bare.is_replay = flow.marked, flow.comment, flow.is_replay
+            flow = bare
+        return bool(self._ready().flow_filter(flow))
 
     def _ready(self) -> options.Settings:
         if self._settings is None:
@@ -161,6 +214,12 @@ class UsageLedger:
         if self._started:
             writer.start()
         return writer
+
+
+def _remember(flow: http.HTTPFlow) -> None:
+    """Mark a flow as this proxy's own traffic, which it stays when it is no longer live."""
+    if flow.live:
+        _live.add(flow)
 
 
 async def _stored(outcome: "asyncio.Future[bool] | None") -> None:

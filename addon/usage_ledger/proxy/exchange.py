@@ -25,6 +25,13 @@ METADATA = "usage_ledger"
 PROGRESS_SECONDS = 1.0
 """A stream open for longer than this gets the usage read so far into its pending row."""
 
+REFUSAL = (
+    b'{"type":"error","error":{"type":"overloaded_error","message":'
+    b'"The usage ledger cannot be written, and this proxy lets no request pass unrecorded. Try again later."}}'
+)
+REFUSED_HEADER = "x-usage-ledger"
+"""Says `blocked` in the answer of `usage_on_ledger_error=block`, so that a replay of a HAR knows whose it was."""
+
 _log = logging.getLogger("usage_ledger")
 
 _CANCEL = "CANCEL"  # the HTTP/2 error code of a client that resets a stream it no longer wants (RFC 9113 section 7)
@@ -40,20 +47,29 @@ class Exchange:
         self.settled = False
         self.answered_by_proxy = False
         self._body_read = False
+        self._is_pending = False
         self._left_proxy = False
         self._request_tap: RequestTap | None = None
         self._tap: ResponseTap | None = None
         self._progress: asyncio.TimerHandle | None = None
+        http_flow.metadata.pop(METADATA, None)  # a client replay brings what was noted of the first request
         tag = http_flow.request.headers.get(settings.tag_header) if settings.tag_header else None
         if tag is not None:
             del http_flow.request.headers[settings.tag_header]
             self.note(tag=tag)
-        self.record = rows.pending_record(http_flow, http_flow.request.host, settings.account, tag, writer.name)
+        try:
+            self.record = rows.pending_record(http_flow, http_flow.request.host, settings.account, tag, writer.name)
+        except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
+            self.record = rows.bare_record(http_flow, writer.name)
+            self._report(error)
 
     def note(self, **facts: Any) -> None:
         """Leave plain facts on the flow for a later replay of its capture."""
         known = self.flow.metadata.get(METADATA)
         self.flow.metadata[METADATA] = {**(known if isinstance(known, dict) else {}), **facts}
+
+    def _report(self, error: Exception) -> None:
+        _log.error(f"usage ledger: cannot read all of request {self.record.id}, please report this: {error!r}")
 
     # The request.
 
@@ -67,23 +83,35 @@ class Exchange:
         """Take what the request's body tells."""
         if self._body_read:
             return
+        self._body_read = True
         request = self.flow.request
         body = request.raw_content if self._request_tap is None else self._request_tap.body()
-        if body:
+        if not body:
+            return
+        try:
             rows.add_request_fields(self.record, read_request(body, request.headers.get("content-encoding", "")))
-        self._body_read = True
+        except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
+            self._report(error)
 
     async def write_pending(self) -> bool:
         """Write the pending row; False where the ledger could not take it now."""
+        self._is_pending = True
         written = await asyncio.shield(self.writer.submit(Entry(copy(self.record))))
         loop = asyncio.get_running_loop()
         # The request leaves once this hook returns. An error before the loop's next turn means that it did not.
-        loop.call_soon(self._leave_proxy)
+        loop.call_soon(self.has_left)
         self._progress = loop.call_later(PROGRESS_SECONDS, self._save_progress)
         return written
 
-    def _leave_proxy(self) -> None:
+    def has_left(self) -> None:
+        """The request is on its way upstream."""
         self._left_proxy = True
+
+    def add_streamed_body(self) -> None:
+        """The body of a streamed request has passed: its row, which came first, gets what that tells."""
+        self.read_body()
+        if not self.settled:
+            self.writer.submit(Entry(copy(self.record)))
 
     # The response.
 
@@ -94,7 +122,7 @@ class Exchange:
         if response.raw_content is not None or self.flow.is_replay == "response":
             self.answered_by_proxy = True  # upstream's answers have no body yet when their headers come
             return
-        streams = rows.is_event_stream(response) or self.settings.streams_large_bodies
+        streams = response.stream or rows.is_event_stream(response) or self.settings.streams_large_bodies
         asked_for_stream = self.record.stream and rows.content_type(response) != "application/json"
         if streams or asked_for_stream:
             inner = response.stream
@@ -120,13 +148,13 @@ class Exchange:
     def refuse(self) -> None:
         """Answer in upstream's place: the books cannot be written, and the operator wants no traffic without them."""
         self.answered_by_proxy = True
-        self.flow.request.stream = False  # mitmproxy cannot answer a request whose body it is passing on
-        self.flow.response = http.Response.make(
-            503,
-            b'{"type":"error","error":{"type":"overloaded_error","message":'
-            b'"The usage ledger cannot be written, and this proxy lets no request pass unrecorded. Try again later."}}',
-            {"content-type": "application/json", "retry-after": "5"},
-        )
+        headers = {"content-type": "application/json", "retry-after": "5", REFUSED_HEADER: "blocked"}
+        self.flow.response = http.Response.make(503, REFUSAL, headers)
+
+    def refuse_upload(self) -> None:
+        """Refuse a request whose body mitmproxy is about to pass on: it cannot be answered, only cut off."""
+        self.answered_by_proxy = True
+        self.flow.kill()
 
     def settle(self, ending: Ending) -> "asyncio.Future[bool] | None":
         """Settle the row and say so in the log; the future tells when it is on disk. None: settled before."""
@@ -137,53 +165,62 @@ class Exchange:
             self._progress.cancel()
         if self.answered_by_proxy:
             self.note(answered_by_proxy=True)
-            return self.writer.withdraw(self.record.id)
-        self.note(ending=ending.name)
+            return self.writer.withdraw(self.record.id) if self._is_pending else None
         self.read_body()
-        verdict = self._verdict(ending)
-        response = self.flow.response
-        finished_at = response.timestamp_end if response is not None and ending is Ending.FINISHED else None
-        entry = rows.settled_entry(
-            copy(self.record), response, verdict, self.settings.account, finished_at or time.time()
-        )
-        if self._tap is not None:
-            entry.record.response_bytes = self._tap.size
-            if self._tap.first_token_at is not None:
-                first_token = self._tap.first_token_at - self.flow.request.timestamp_start
-                entry.record.time_to_first_token_ms = max(0, round(first_token * 1000))
-            self._put_body_back(self._tap)
-        elif response is not None and response.raw_content is not None:
-            entry.record.response_bytes = len(response.raw_content)
+        try:
+            entry = self._settled_entry(ending)
+        except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
+            self._report(error)
+            entry = rows.unjudged_entry(copy(self.record), self.flow, ending)
         line, warns = rows.log_line(entry.record)
         _log.log(logging.WARNING if warns else logging.INFO, line)
         return self.writer.submit(entry)
 
-    def _verdict(self, ending: Ending) -> Verdict:
+    def _settled_entry(self, ending: Ending) -> Entry:
         response = self.flow.response
-        status = None if response is None else response.status_code
-        try:
-            reader = MessageReader()
-            if self._tap is not None:
-                reader = self._tap.reader
-                reader.finish(ending is Ending.FINISHED)
-            elif response is not None and response.raw_content and response.status_code < 400:
-                reader = rows.read_whole(response, clean=ending is Ending.FINISHED)
-            return reader.verdict(ending, status, rows.day(self.flow))
-        except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
-            _log.error(f"usage ledger: cannot judge {self.record.id}, please report this: {error!r}")
-            reader = MessageReader()
-            reader.give_up()
-            return reader.verdict(ending, status)
+        # Another addon may have put something else in the tap's place, so that it has seen nothing.
+        seen = self._tap is not None and response is not None and (self._tap.size or response.stream is self._tap)
+        tap = self._tap if seen else None
+        verdict = self._verdict(ending, tap)
+        finished_at = response.timestamp_end if response is not None and ending is Ending.FINISHED else None
+        entry = rows.settled_entry(
+            copy(self.record), response, verdict, self.settings.account, finished_at or time.time()
+        )
+        if tap is not None:
+            entry.record.response_bytes = tap.size
+            if tap.first_token_at is not None:
+                first_token = tap.first_token_at - self.flow.request.timestamp_start
+                entry.record.time_to_first_token_ms = max(0, round(first_token * 1000))
+        elif response is not None and response.raw_content is not None:
+            entry.record.response_bytes = len(response.raw_content)
+        self._put_bodies_back(tap)
+        self.note(ending=ending.name, captured=tap is None or tap.is_kept)
+        return entry
 
-    def _put_body_back(self, tap: ResponseTap) -> None:
-        """Give the flow the body that streamed past, so that what saves flows saves all of it."""
-        body = tap.take_kept()
-        if body is not None and self.flow.response is not None:
-            self.flow.response.raw_content = body
-        elif tap.over_limit:
-            self.flow.comment = (self.flow.comment + " " if self.flow.comment else "") + (
-                "usage ledger: the body was longer than usage_capture_limit and was not kept"
-            )
+    def _verdict(self, ending: Ending, tap: ResponseTap | None) -> Verdict:
+        response = self.flow.response
+        reader = MessageReader()
+        if tap is not None:
+            reader = tap.reader
+            reader.finish(ending is Ending.FINISHED)
+        elif response is not None and response.raw_content and response.status_code < 400:
+            reader = rows.read_whole(response, clean=ending is Ending.FINISHED)
+        return reader.verdict(ending, None if response is None else response.status_code, rows.day(self.flow))
+
+    def _put_bodies_back(self, tap: ResponseTap | None) -> None:
+        """Give the flow the bodies that streamed past, so that what saves flows saves all of it."""
+        request, response = self.flow.request, self.flow.response
+        if self._request_tap is not None and request.raw_content is None:
+            body = self._request_tap.body()
+            if len(body) <= self.settings.capture_limit:
+                request.raw_content = body
+        if tap is not None and response is not None and response.raw_content is None:
+            if tap.is_kept:
+                response.raw_content = tap.kept()
+            elif tap.over_limit:
+                self.flow.comment = (self.flow.comment + " " if self.flow.comment else "") + (
+                    "usage ledger: the body was longer than usage_capture_limit and was not kept"
+                )
 
     def ending_of_error(self) -> Ending:
         """Tell how an exchange ended for which mitmproxy fired `error`."""

@@ -13,6 +13,7 @@ from usage_ledger.ledger.record import Record
 from usage_ledger.messages import text_or_none
 
 _KEY = re.compile(r"(sk-ant-[a-z]+[0-9]*-)(.*)", re.DOTALL)
+_ANYWHERE = re.compile(r"sk-ant-[A-Za-z0-9_-]+")
 _SECRET_ENOUGH = 20
 """A credential whose secret part is shorter than this is hinted at without any of it."""
 
@@ -41,6 +42,11 @@ def hint_of(credential: str) -> str | None:
     return text_or_none(f"{prefix}{secret[:3]}...{secret[-4:]}", 64)
 
 
+def without_keys(text: str) -> str:
+    """Return text from outside (a path, a tag) with hints in the place of API keys that somebody has put there."""
+    return _ANYWHERE.sub(lambda found: hint_of(found[0]) or "", text)
+
+
 def name_requester(record: Record, headers: http.Headers, account: str) -> None:
     """Fill in what the request's headers tell: account (as far as known yet), credential, session."""
     credential, record.credential_kind = credential_of(headers)
@@ -50,7 +56,7 @@ def name_requester(record: Record, headers: http.Headers, account: str) -> None:
     elif credential:
         digest = hashlib.sha256(credential.encode("utf-8", "surrogateescape")).hexdigest()
         record.account_id = f"key:{digest[:12]}"
-    record.session_id = text_or_none(headers.get("x-claude-code-session-id"), 128)
+    record.session_id = text_or_none(without_keys(headers.get("x-claude-code-session-id", "")), 128)
 
 
 def name_answer(record: Record, headers: http.Headers, account: str) -> None:

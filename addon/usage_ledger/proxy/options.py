@@ -30,7 +30,10 @@ _NEED_A_RESPONSE = (
     flowfilter.FErr,
     flowfilter.FHeadResponse,
     flowfilter.FResp,
+    flowfilter.FWebSocket,
 )
+
+_CREDENTIALS = ("x-api-key", "authorization", "proxy-authorization", "cookie")
 
 
 def declare(loader: Loader) -> None:
@@ -133,6 +136,8 @@ def _needs_response(part: object) -> bool:
 def _header(name: str) -> str:
     if name and not all(character.isalnum() or character in "!#$%&'*+-.^_`|~" for character in name):
         raise exceptions.OptionsError(f"usage_tag_header: {name!r} is not the name of a header")
+    if name.lower() in _CREDENTIALS:
+        raise exceptions.OptionsError(f"usage_tag_header: {name!r} carries a secret, which a ledger must not hold")
     return name
 
 

@@ -7,9 +7,9 @@ it had when it was live, and says of its response what the live proxy said, as f
 from mitmproxy import flow, http
 
 from usage_ledger.ledger.record import Entry
-from usage_ledger.messages import Ending, Verdict, body_not_captured, read_request
+from usage_ledger.messages import Ending, MessageReader, Verdict, body_not_captured, read_request
 from usage_ledger.proxy import rows
-from usage_ledger.proxy.exchange import METADATA
+from usage_ledger.proxy.exchange import METADATA, REFUSED_HEADER
 from usage_ledger.proxy.options import Settings
 
 
@@ -21,14 +21,14 @@ def replayed_entry(http_flow: http.HTTPFlow, settings: Settings, writer: str) ->
     ending = _ending(http_flow, facts, from_har)
     if ending is None:
         return None
-    request, response = http_flow.request, http_flow.response
+    request, response = http_flow.request, _response(http_flow)
     tag = facts.get("tag") or (request.headers.get(settings.tag_header) if settings.tag_header else None)
     # Loading rewrites host and port in reverse mode; the Host header still says where the request went.
     record = rows.pending_record(http_flow, request.pretty_host, settings.account, tag, writer)
     if request.raw_content:
         fields = read_request(request.raw_content, request.headers.get("content-encoding", ""))
         rows.add_request_fields(record, fields)
-    verdict, captured = _verdict(http_flow, ending)
+    verdict, captured = _verdict(http_flow, ending, facts.get("captured"))
     entry = rows.settled_entry(record, response, verdict, settings.account, _completed_at(http_flow))
     record.origin = "replay"
     if response is not None and response.raw_content is not None:
@@ -39,33 +39,41 @@ def replayed_entry(http_flow: http.HTTPFlow, settings: Settings, writer: str) ->
         record.id = rows.lasting_id(record)
         for iteration in entry.iterations:
             iteration.record_id = record.id
+    else:
+        entry.alias = rows.lasting_id(record)
     return entry
 
 
-def _verdict(http_flow: http.HTTPFlow, ending: Ending) -> tuple[Verdict, bool]:
-    """Return the verdict on a captured flow, and whether the capture holds what a verdict needs."""
-    response = http_flow.response
-    if response is None:
-        return _unread(ending, None, http_flow), True
-    if response.status_code >= 400:
-        return _unread(ending, response.status_code, http_flow), True
-    if response.raw_content is None or (not response.raw_content and ending is not Ending.FINISHED):
+def _verdict(http_flow: http.HTTPFlow, ending: Ending, captured: object) -> tuple[Verdict, bool]:
+    """Return the verdict on a captured flow, and whether the capture holds what a verdict needs.
+
+    `captured` is what the live addon noted of that, if it was there.
+    """
+    response = _response(http_flow)
+    if response is None or response.status_code >= 400:
+        status = None if response is None else response.status_code
+        return MessageReader().verdict(ending, status, rows.day(http_flow)), True
+    if not isinstance(captured, bool):
         # `-w` without this addon saves streamed flows without their body: whatever went by is not known here.
+        captured = bool(response.raw_content) or (response.raw_content is not None and ending is Ending.FINISHED)
+    if not captured:
         return body_not_captured(), False
     reader = rows.read_whole(response, clean=ending is Ending.FINISHED)
     return reader.verdict(ending, response.status_code, rows.day(http_flow)), True
 
 
-def _unread(ending: Ending, status: int | None, http_flow: http.HTTPFlow) -> Verdict:
-    from usage_ledger.messages import MessageReader
-
-    return MessageReader().verdict(ending, status, rows.day(http_flow))
+def _response(http_flow: http.HTTPFlow) -> http.Response | None:
+    """Return a flow's response. A HAR of a request without one has a response of status 0 instead."""
+    response = http_flow.response
+    return None if response is None or response.status_code == 0 else response
 
 
 def _ending(http_flow: http.HTTPFlow, facts: dict[str, object], from_har: bool) -> Ending | None:
     """Tell how a captured flow ended: by what the live addon noted, else by what mitmproxy saved."""
-    request, response, error = http_flow.request, http_flow.response, http_flow.error
+    request, response, error = http_flow.request, _response(http_flow), http_flow.error
     if facts.get("answered_by_proxy") or http_flow.is_replay == "response":
+        return None
+    if response is not None and response.headers.get(REFUSED_HEADER) == "blocked":
         return None
     noted = facts.get("ending")
     if isinstance(noted, str) and noted in Ending.__members__:
@@ -75,6 +83,8 @@ def _ending(http_flow: http.HTTPFlow, facts: dict[str, object], from_har: bool) 
     server = http_flow.server_conn
     connected = server.timestamp_tcp_setup is not None or server.timestamp_start is not None
     if response is None:
+        if from_har:
+            return Ending.NO_RESPONSE
         if not connected or (error is not None and error.msg == flow.Error.KILLED_MESSAGE):
             return Ending.NOT_SENT if error is not None else Ending.NO_RESPONSE
         return Ending.NO_RESPONSE

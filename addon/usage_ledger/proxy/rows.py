@@ -5,6 +5,7 @@ build their rows here, so that a replayed flow finds its row and says the same.
 """
 
 import hashlib
+import time
 from datetime import UTC, date, datetime
 
 import msgspec
@@ -12,8 +13,8 @@ from mitmproxy import http
 
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.record import Entry, IterationRow, Record
-from usage_ledger.messages import COUNT_NAMES, MessageReader, RequestFields, State, Verdict, clean, text_or_none
-from usage_ledger.proxy.identity import name_answer, name_requester, rate_limits
+from usage_ledger.messages import COUNT_NAMES, Ending, MessageReader, RequestFields, State, Verdict, clean, text_or_none
+from usage_ledger.proxy.identity import name_answer, name_requester, rate_limits, without_keys
 
 BODY_LIMIT = 64 * 1024 * 1024
 """Bytes of a streamed request body that are kept for its few fields."""
@@ -56,15 +57,21 @@ def pending_record(flow: http.HTTPFlow, host: str, account: str, tag: str | None
         id=record_id(flow),
         occurred_at=moment(request.timestamp_start),
         host=clean(host, 256),
-        path=clean(request.path.partition("?")[0], PATH_LIMIT),
-        tag=text_or_none(tag),
+        path=clean(without_keys(request.path.partition("?")[0]), PATH_LIMIT),
+        tag=text_or_none(without_keys(tag or "")),
         writer=writer,
     )
     name_requester(record, request.headers, account)
-    user_agent = text_or_none(request.headers.get("user-agent"))
+    user_agent = text_or_none(without_keys(request.headers.get("user-agent", "")))
     if user_agent:
         record.metadata = _as_json({"user_agent": user_agent})
     return record
+
+
+def bare_record(flow: http.HTTPFlow, writer: str) -> Record:
+    """Return the row of a request of which nothing else can be read."""
+    occurred_at = moment(flow.request.timestamp_start)
+    return Record(id=record_id(flow), occurred_at=occurred_at, host="unknown", path="", writer=writer)
 
 
 def add_request_fields(record: Record, fields: RequestFields) -> None:
@@ -95,6 +102,18 @@ def settled_entry(
     record.completed_at = moment(completed_at)
     record.duration_ms = max(0, round((completed_at - _start(record)) * 1000))
     return Entry(record, iteration_rows(record.id, verdict))
+
+
+def unjudged_entry(record: Record, flow: http.HTTPFlow, ending: Ending) -> Entry:
+    """Return what the ledger is handed for a request on which a rule of ours failed: flagged, and nothing guessed."""
+    reader = MessageReader()
+    reader.give_up()
+    record.http_status = None if flow.response is None else flow.response.status_code
+    verdict = reader.verdict(ending, record.http_status)
+    describe(record, verdict)
+    record.metadata = _as_json(verdict.metadata)
+    record.completed_at = moment(time.time())
+    return Entry(record)
 
 
 def progress_record(record: Record, response: http.Response, verdict: Verdict, account: str) -> Record:

@@ -32,12 +32,12 @@ class ResponseTap:
     def __call__(self, data: bytes) -> bytes | Iterable[bytes]:
         try:
             self.size += len(data)
+            if self._kept is not None:
+                self._keep(data)  # first, so that a body that cannot be read is there to be looked at
             self._feed(data)
             if self._awaiting_token and self.reader.output_begun:
                 self._awaiting_token = False
                 self.first_token_at = time.time()
-            if self._kept is not None:
-                self._keep(data)
         except Exception:  # noqa: BLE001 - no exception of ours may ever reach the client's stream
             self._stop_reading()
         return data if self._inner is None else self._inner(data)
@@ -60,10 +60,15 @@ class ResponseTap:
         """Whether the body was to be kept and grew past the limit."""
         return self._left < 0
 
-    def take_kept(self) -> bytes | None:
-        """Return the captured body, once; None where none was to be kept or it was too long."""
-        kept, self._kept = self._kept, None
-        return None if kept is None else b"".join(kept)
+    @property
+    def is_kept(self) -> bool:
+        """Whether all of the body is there, which may be nothing."""
+        return self._kept is not None
+
+    def kept(self) -> bytes:
+        """Return the captured body, once."""
+        kept, self._kept = self._kept or [], []
+        return b"".join(kept)
 
 
 class RequestTap:
