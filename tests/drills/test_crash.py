@@ -191,3 +191,34 @@ def test_a_new_version_migrates_while_an_old_one_writes(
     for proxy in (old, new):
         proxy.stop()
         assert "cannot" not in proxy.log
+
+
+def test_a_proxy_that_lives_on_settles_the_rows_of_one_that_died_beside_it(
+    console: FakeConsole,
+    start_proxy: Callable[..., Proxy],
+    patched_script: Callable[[str], Path],
+    ledger: Path,
+    books_match: Callable[..., int],
+) -> None:
+    """Nobody has to start a proxy for that, and it need not have any traffic."""
+    traffic.SlowStreams(console)
+    start_proxy(script=patched_script("from usage_ledger.ledger import writer\nwriter.LOOK_SECONDS = 0.2"))
+    dying = start_proxy()
+    with traffic.open_streams(dying.port, AT_ONCE):
+        wait_until(lambda: all(row["usage_raw"] for row in rows_of(ledger)))
+        dying.stop(signal.SIGKILL)
+    assert books_match(console, ledger) == AT_ONCE
+    assert slow_rows(ledger) == [("partial", "proxy_stopped", True)] * AT_ONCE
+
+
+def test_killed_after_a_streamed_upload_the_row_knows_what_the_body_told(
+    console: FakeConsole, start_proxy: Callable[..., Proxy], ledger: Path
+) -> None:
+    traffic.SlowStreams(console)
+    proxy = start_proxy("--set", "stream_large_bodies=1")
+    with traffic.open_streams(proxy.port, 1):
+        wait_until(lambda: rows_of(ledger)[0]["requested_model"])
+        proxy.stop(signal.SIGKILL)
+    start_proxy()
+    (row,) = settled_rows(ledger, 1)
+    assert (row["requested_model"], row["review_reason"]) == ("claude-asked", "proxy_stopped")

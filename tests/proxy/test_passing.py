@@ -5,13 +5,14 @@ import gzip
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from scripts.fake_console import NORMAL, SSE, FakeConsole, Reply, Request, streaming
-from scripts.real_proxy import ADDON, Proxy, rows_of
+from scripts.real_proxy import ADDON, Proxy, rows_of, settled_rows
 
 KEY = {"x-api-key": "sk-ant-api03-R2D2secretsecretsecretsecretsecretigAA"}
 
@@ -171,3 +172,24 @@ def test_columns_of_a_request(
     }
     assert {name: row[name] for name in expected} == expected
     assert row["time_to_first_token_ms"] <= row["duration_ms"]
+
+
+def test_the_log_has_one_line_a_request(start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]) -> None:
+    proxy = start_proxy()
+    for scenario in ("normal", "without_usage", "rate_limited"):
+        ask(proxy, scenario)
+    with suppress(httpx.TransportError):
+        ask(proxy, "breaks")
+    settled_rows(proxy.ledger, 4)
+    proxy.stop()
+    normal, without, limited, breaks = rows_of(proxy.ledger)
+    expected = [
+        "📊 usage recorded: claude-sonnet-4-6 in=12 out=42 cache_write=100 cache_read=2000 (complete)",
+        "⚠️ Stream completed without usage data - recording basic request for billing consistency: "
+        f"claude-sonnet-4-6 {without['request_id']}",
+        "📊 usage recorded: claude-asked in=0 out=0 cache_write=0 cache_read=0 (none)",
+        f"⚠️ usage flagged for review: claude-sonnet-4-6 {breaks['request_id']} upstream_closed (partial)",
+    ]
+    said = [line.partition("] ")[2] for line in proxy.lines if "📊" in line or "⚠️" in line]
+    assert said == expected
+    assert normal["request_id"] != limited["request_id"]
