@@ -2,15 +2,19 @@
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ENVIRONMENT, ledger_path, make_private_folder, open_private_file
 from usage_ledger.ledger.presence import Presence, writers_folder
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
+
+from scripts.real_proxy import ADDON, mitmdump
 
 
 def mode(path: Path) -> str:
@@ -78,6 +82,39 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(ENVIRONMENT, "~/books/usage.db")
     assert ledger_path("~/books/usage.db" if through == "given" else None) == tmp_path / "books/usage.db"
+
+
+@pytest.mark.parametrize("through", ["given", "environment"])
+def test_a_tilde_that_is_nobodys_home_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, through: str) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "~nosuchuser/usage.db")
+    with pytest.raises(LedgerError, match=r"no home folder for ~nosuchuser/usage\.db") as refused:
+        ledger_path("~nosuchuser/usage.db" if through == "given" else None)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("through", ["option", "environment"])
+def test_the_addon_takes_it_for_an_option_that_cannot_work(tmp_path: Path, through: str) -> None:
+    path = "~nosuchuser/usage.db"
+    arguments = ["-s", str(ADDON), "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0"]
+    done = subprocess.run(
+        [mitmdump(), *arguments, *(["--set", f"usage_db={path}"] if through == "option" else [])],
+        env={**os.environ, "USAGE_LEDGER_DB": path},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode != 0
+    assert f"usage_db: there is no home folder for {path}" in done.stdout + done.stderr
+    assert "OptionsError" in done.stdout + done.stderr
+
+
+def test_without_any_home_there_is_no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may run as a user that nobody has told it about; `~` would become a folder of that name."""
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", str)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    with pytest.raises(LedgerError, match="no home folder"):
+        ledger_path()
 
 
 def test_a_relative_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,24 +1,36 @@
 """Where the ledger is, and with which permissions it is made.
 
-Room: ledger. Imports the standard library and `platformdirs`. Promises that files are private from the moment they
-exist: 0600, or 0660 in a setgid folder that its group may write, which is how several users share one ledger.
+Room: ledger. Imports the standard library, `platformdirs` and `marks`. Promises that files are private from the moment
+they exist: 0600, or 0660 in a setgid folder that its group may write, which is how several users share one ledger.
 """
 
 import os
 import stat
 from pathlib import Path
 
+from usage_ledger.ledger.marks import LedgerError
+
 ENVIRONMENT = "USAGE_LEDGER_DB"
 
 
 def ledger_path(given: str | os.PathLike[str] | None = None) -> Path:
-    """Return the ledger's absolute path: what is given, else `$USAGE_LEDGER_DB`, else the user's data folder."""
+    """Return the ledger's absolute path: what is given, else `$USAGE_LEDGER_DB`, else the user's data folder.
+
+    Raises `LedgerError` where that needs the home folder of somebody who has none.
+    """
     chosen = str(given or "") or os.environ.get(ENVIRONMENT, "")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
+    try:
+        return Path(chosen).expanduser().absolute() if chosen else _in_data_folder()
+    except RuntimeError as error:
+        needs = chosen or "the ledger"
+        raise LedgerError(f"there is no home folder for {needs}; give the ledger's path without one") from error
+
+
+def _in_data_folder() -> Path:
     import platformdirs  # only where nobody has said a path
 
-    return Path(platformdirs.user_data_dir("usage-ledger", appauthor=False)) / "usage.db"
+    # Where nobody knows the user's home, older platformdirs leave a ~ in it, which would become a folder of that name.
+    return Path(platformdirs.user_data_dir("usage-ledger", appauthor=False)).expanduser() / "usage.db"
 
 
 def shared_by_group(folder: Path) -> bool:

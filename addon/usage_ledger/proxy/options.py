@@ -12,6 +12,7 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 from mitmproxy.utils import human
 
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ledger_path
 
 DEFAULT_FILTER = '~m ^POST$ & ~u "^[^?]*/v1/messages([?]|$)"'
@@ -107,7 +108,10 @@ def settings_from(options: Options) -> Settings:
 
 
 def _ledger(value: str) -> Path:
-    path = ledger_path(value)
+    try:
+        path = ledger_path(value)
+    except LedgerError as error:
+        raise exceptions.OptionsError(f"usage_db: {error}") from error
     if path.is_dir():
         raise exceptions.OptionsError(f"usage_db: {path} is a folder; give the path of a file in it")
     return path
