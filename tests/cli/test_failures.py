@@ -66,6 +66,14 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
 def other_database(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE notes (body TEXT)")
@@ -92,7 +100,9 @@ def torn(path: Path) -> None:
         (missing, "no ledger"),
         (text, "not a usage ledger"),
         (empty_file, "empty"),
-        (folder, "cannot read"),
+        (folder, "is a folder"),
+        (pipe, "is not a file"),
+        (device, "is not a file"),
         (other_database, "not a usage ledger"),
         (newer_version, "newer"),
         (torn, ""),

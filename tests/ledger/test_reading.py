@@ -135,15 +135,15 @@ def read_only() -> Iterator[Path]:
 
 
 @contextmanager
-def as_somebody(path: Path) -> Iterator[None]:
-    """Be somebody who may read a ledger and not write its folder."""
-    path.chmod(0o444)
-    path.parent.chmod(0o555)
+def as_somebody(path: Path, file: int = 0o444, folder: int = 0o555) -> Iterator[None]:
+    """Be somebody for whom a ledger and its folder have these modes; who may read both and not write both."""
+    path.chmod(file)
+    path.parent.chmod(folder)
     mine = os.geteuid()
     if mine == 0:
         os.seteuid(SOMEBODY)
     try:
-        assert not os.access(path.parent, os.W_OK, effective_ids=True)
+        assert not all(os.access(each, os.W_OK, effective_ids=True) for each in (path, path.parent))
         yield
     finally:
         os.seteuid(mine)
@@ -156,17 +156,111 @@ def test_a_closed_ledger_on_a_read_only_medium_is_read(read_only: Path) -> None:
     assert [path.name for path in read_only.iterdir()] == ["usage.db"]
 
 
-def test_an_unclosed_one_on_a_read_only_medium_is_refused_in_one_line(read_only: Path) -> None:
-    """Its newest rows are in the -wal file: reading without it would show too few."""
-    path = read_only / "usage.db"
-    with closing(Store(read_only / "live.db", "normal", "abc")) as store:
-        store.write([Entry(record("a"))], [])
+NOT_BOTH = pytest.mark.parametrize(
+    ("file", "folder"),
+    [(0o444, 0o777), (0o666, 0o555), (0o444, 0o555)],
+    ids=["a file nobody can write", "a folder nobody can write", "neither"],
+)
+
+
+@NOT_BOTH
+def test_where_not_both_can_be_written_reading_leaves_nothing_behind(read_only: Path, file: int, folder: int) -> None:
+    """SQLite could make its -wal and -shm files, but not take them away again."""
+    path = fill(read_only / "usage.db", record("a"), record("b"))
+    with as_somebody(path, file, folder):
+        assert ids(path) == "ab"
+        with open_for_reading(path) as opened:
+            assert next(opened.rows(Filters(), ["id"])) == ("a",)
+            assert [path.name for path in read_only.iterdir()] == ["usage.db"]
+    assert [path.name for path in read_only.iterdir()] == ["usage.db"]
+
+
+def killed(path: Path, *records: Record) -> Path:
+    """Make a ledger the way a killed writer leaves it: with its newest rows in a -wal file."""
+    with tempfile.TemporaryDirectory() as elsewhere, closing(Store(Path(elsewhere, "l.db"), "normal", "abc")) as store:
+        store.write([Entry(one) for one in records], [])
         for ending in ("", "-wal"):
             shutil.copy(f"{store.path}{ending}", f"{path}{ending}")
-            Path(f"{path}{ending}").chmod(0o444)
-    with as_somebody(path), pytest.raises(LedgerError, match="copy it with its -wal file") as refused:
-        ids(path)
+    return path
+
+
+@NOT_BOTH
+def test_an_unclosed_one_there_is_refused_in_one_line(read_only: Path, file: int, folder: int) -> None:
+    """Its newest rows are in the -wal file: reading without it would show too few."""
+    path = killed(read_only / "usage.db", record("a"))
+    Path(f"{path}-wal").chmod(0o444)
+    with as_somebody(path, file, folder):
+        before = traces(read_only)
+        with pytest.raises(LedgerError, match="copy it with its -wal file to a folder you can write") as refused:
+            ids(path)
+        assert traces(read_only) == before
     assert "\n" not in str(refused.value)
+
+
+def test_what_that_line_says_to_do_helps(read_only: Path, tmp_path: Path) -> None:
+    path = killed(read_only / "usage.db", record("a"))
+    for ending in ("", "-wal"):
+        copy = Path(shutil.copy(f"{path}{ending}", tmp_path))
+        copy.chmod(0o600)
+    assert ids(tmp_path / "usage.db") == "a"
+
+
+def test_a_link_is_followed_to_the_ledger_and_its_wal(read_only: Path, tmp_path: Path) -> None:
+    path = killed(read_only / "usage.db", record("a"))
+    (tmp_path / "link.db").symlink_to(path)
+    with as_somebody(path), pytest.raises(LedgerError, match="with its -wal"):
+        ids(Path(os.path.realpath(path)))
+    tmp_path.chmod(0o755)
+    assert ids(tmp_path / "link.db") == "a"
+
+
+def test_what_a_killed_writer_left_is_read_and_no_row_changed(tmp_path: Path) -> None:
+    """Its -wal file may go into the ledger meanwhile."""
+    told = [record("a", tag="one"), record("b", total_tokens=7)]
+    path = killed(tmp_path / "usage.db", *told)
+    for _ in range(2):
+        with open_for_reading(path) as opened:
+            found = list(opened.rows(Filters(), COLUMNS))
+        assert found == [tuple(getattr(one, name) for name in COLUMNS) for one in told]
+
+
+# Ledgers that are older, or that other programs have written to.
+
+
+@pytest.mark.parametrize("last", [None, 5])
+@pytest.mark.parametrize("column", ["tag", "speed", "total_cost", "api_key_hint", "http_status"])
+def test_a_column_that_an_older_ledger_does_not_have_reads_as_none(ledger: Path, column: str, last: int | None) -> None:
+    """SQLite would take its quoted name for text, and show it in every row."""
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute(f"ALTER TABLE usage_records DROP COLUMN {column}")
+    with open_for_reading(ledger) as opened:
+        found = [dict(zip(COLUMNS, row, strict=True)) for row in opened.rows(Filters(), COLUMNS, last)]
+    assert [(row["id"], row[column], row["host"]) for row in found] == [(id_, None, "h") for id_ in "abcde"]
+
+
+@pytest.mark.parametrize("value", ["x", "*", "tag"])
+def test_a_filter_on_such_a_column_matches_nothing(ledger: Path, value: str) -> None:
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute("ALTER TABLE usage_records DROP COLUMN tag")
+    assert ids(ledger, Filters(tags=(value,))) == ids(ledger, Filters(tags=(value,)), last=3) == ""
+
+
+def test_text_that_is_not_utf_8_is_read_with_a_mark_in_its_place(ledger: Path) -> None:
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE usage_records SET tag = CAST(x'61ff62' AS TEXT) WHERE id = 'a'")
+    with open_for_reading(ledger) as opened:
+        assert next(opened.rows(Filters(), ["tag"])) == ("a\ufffdb",)
+
+
+def test_what_cannot_be_read_fails_before_the_first_row_is_asked_for(ledger: Path) -> None:
+    """A command that writes a header first would have written it for nothing."""
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute("DROP TABLE usage_iterations")
+        connection.execute("DROP TABLE usage_records")
+    asked = []
+    with pytest.raises(LedgerError), open_for_reading(ledger) as opened:
+        asked.append(opened.rows(Filters(), ["id"]))
+    assert asked == []
 
 
 # While others write.

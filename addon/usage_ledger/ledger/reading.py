@@ -1,15 +1,22 @@
 """Reading: rows out of a ledger, one at a time, also while proxies write to it.
 
 Room: ledger. Imports the standard library and its neighbours in this room, and nothing heavy: reading commands start
-fast. Promises that reading creates and changes nothing, and that memory does not grow with the number of rows.
+fast. Promises that reading leaves no file behind and changes no row, and that memory does not grow with the number of
+rows. Where a killed writer has left a -wal file, SQLite may move its rows into the ledger (a checkpoint), as any next
+writer would.
 """
 
+import math
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.marks import LedgerError, check_marks
 
@@ -19,8 +26,7 @@ BUSY_SECONDS = 10.0
 @contextmanager
 def open_for_reading(path: Path) -> Iterator["Reader"]:
     """Open an existing ledger read-only; raise `LedgerError` (one line, says what to do) where that cannot be."""
-    if not path.exists():
-        raise LedgerError(f"there is no ledger at {path}; start the proxy first, or name another with --db")
+    _check_file(path)
     connection = _connect(path)
     try:
         yield Reader(connection)
@@ -30,27 +36,50 @@ def open_for_reading(path: Path) -> Iterator["Reader"]:
         connection.close()
 
 
+def _check_file(path: Path) -> None:
+    """See to it that there is a file: opening a pipe would wait for somebody to write to it."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise LedgerError(f"there is no ledger at {path}; start the proxy first, or name another with --db") from error
+    except OSError as error:
+        raise LedgerError(f"cannot read {path}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise LedgerError(f"{path} is a folder; name a file in it with --db")
+    if not stat.S_ISREG(mode):
+        raise LedgerError(f"{path} is not a file; name another with --db")
+
+
 def _connect(path: Path) -> sqlite3.Connection:
-    """Connect for reading. On a medium nobody can write, SQLite needs to be told that the file will not change."""
-    address = path.resolve().as_uri()
+    """Connect for reading, in the way that leaves nothing behind.
+
+    Opened for writing, SQLite takes its own -wal and -shm files away again. Where we may not write it could not, so
+    there it is told that the file does not change and needs none. That would leave out what is still in a -wal file.
+    """
+    file = path.resolve()
+    companions = [file.with_name(file.name + ending) for ending in ("-wal", "-shm")]
     try:
-        return _checked(f"{address}?mode=rw", path)
-    except sqlite3.OperationalError as error:
-        if path.with_name(path.name + "-wal").exists():
+        if all(_may_write(each) for each in (file, file.parent, *companions) if each.exists()):
+            return _checked(f"{file.as_uri()}?mode=rw", path)
+        if companions[0].exists():
             raise LedgerError(
-                f"cannot read {path}: {error}; copy it with its -wal file to a folder you can write"
-            ) from error
-    try:
-        return _checked(f"{address}?mode=ro&immutable=1", path)
+                f"cannot read {path}, because you may not write it and some of its rows are in its -wal file; "
+                "copy it with its -wal file to a folder you can write, and make the copies writable"
+            )
+        return _checked(f"{file.as_uri()}?mode=ro&immutable=1", path)
     except sqlite3.OperationalError as error:
         raise LedgerError(f"cannot read {path}: {error}") from error
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _checked(address: str, path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
     try:
-        # Opened for writing, so that SQLite takes its own -wal and -shm files away again; but nothing may be written.
-        connection.execute("PRAGMA query_only = 1")
+        connection.execute("PRAGMA query_only = 1")  # also where it is open for writing
+        connection.text_factory = _text
         if not check_marks(connection, path):
             raise LedgerError(f"{path} is empty and not a usage ledger; name another with --db")
     except BaseException:
@@ -66,11 +95,46 @@ class Reader:
         self._connection = connection
 
     def rows(self, filters: Filters, columns: Sequence[str], last: int | None = None) -> Iterator[tuple[Any, ...]]:
-        """Return an iterator over the rows that match, oldest first; with `last`, only so many of the newest."""
+        """Return an iterator over the rows that match, oldest first; with `last`, only so many of the newest.
+
+        Values are None, numbers or text, whatever another program has put into the ledger. A column that this ledger
+        does not have yet reads as None. What cannot be read at all fails here, and not at the first row.
+        """
         names = ", ".join(f'"{name}"' for name in columns)
+        table = self._table()
         where, values = filters.where()
-        select = f"SELECT {names} FROM usage_records WHERE {where} ORDER BY occurred_at, id"
+        select = f"SELECT {names} FROM {table} WHERE {where} ORDER BY occurred_at, id"
         if last is not None:
-            inner = f"SELECT * FROM usage_records WHERE {where} ORDER BY occurred_at DESC, id DESC LIMIT {int(last)}"
+            inner = f"SELECT * FROM {table} WHERE {where} ORDER BY occurred_at DESC, id DESC LIMIT {int(last)}"
             select = f"SELECT {names} FROM ({inner}) ORDER BY occurred_at, id"
-        return self._connection.execute(select, values)
+        found = self._connection.execute(select, values)
+        first = found.fetchone()
+        return map(_plain, chain([] if first is None else [first], found))
+
+    def _table(self) -> str:
+        """Return the table to select from, with a NULL for each column that an older ledger does not have.
+
+        Left to itself, SQLite takes a quoted name that is no column for text.
+        """
+        there = {row[0] for row in self._connection.execute("SELECT name FROM pragma_table_xinfo('usage_records')")}
+        missing = [f'NULL AS "{name}"' for name in COLUMNS if name not in there]
+        return f"(SELECT *, {', '.join(missing)} FROM usage_records)" if missing else "usage_records"
+
+
+_ODD = frozenset({bytes, float})
+"""What a ledger never holds; another program may have put it there."""
+
+
+def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return row if _ODD.isdisjoint(map(type, row)) else tuple(_plain_value(value) for value in row)
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _text(value)
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(raw: bytes) -> str:
+    """Decode UTF-8, with U+FFFD for what is none."""
+    return raw.decode("utf-8", "replace")
