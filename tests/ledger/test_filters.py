@@ -1,5 +1,6 @@
 """Filters: moments as people write them, and values that can only ever be values."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -163,3 +164,83 @@ def test_sql_in_a_time_is_a_time_that_nothing_lies_between(books: sqlite3.Connec
     attack = "9999' OR 1=1 --" if field == "since" else "0000' OR 1=1 --"
     assert found(books, Filters(**{field: attack})) == ""
     assert found(books, Filters()) == "abcde"
+
+
+ODD = [
+    *("x", "xy", "X", "x'y", "''", '"x"', "x;y", "; DROP TABLE usage_records; --", "' OR '1'='1", "*", "x*", "**", "?"),
+    *(
+        "x?",
+        "[",
+        "]",
+        "[x]",
+        "[^x]",
+        "[x-z]",
+        "x[",
+        "[[]",
+        "[?]",
+        "[*]",
+        "\\",
+        "x\\*",
+        "%",
+        "x%",
+        "_",
+        "^",
+        "-",
+        "größe",
+    ),
+    *(" ", "x ", "two\nlines", "模型📊", "NULL", "1", "?1", ":x", "@x", "$x"),
+]
+COLUMN_OF = {
+    "accounts": "account_id",
+    "keys": "api_key_hint",
+    "models": "model",
+    "tags": "tag",
+    "states": "usage_state",
+}
+
+
+@pytest.fixture(scope="module")
+def odd_books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """A ledger in which every text that a filter asks about is odd; a row's id is the text."""
+    path = tmp_path_factory.mktemp("odd") / "usage.db"
+    when = "2026-11-01T00:00:00.000Z"
+    entries = [
+        Entry(Record(id=text, occurred_at=when, host="h", path="/", **dict.fromkeys(COLUMN_OF.values(), text)))
+        for text in ODD
+    ]
+    with closing(Store(path, "normal", "abc")) as store:
+        store.write(entries, [])
+    with closing(sqlite3.connect(path)) as connection:
+        yield connection
+
+
+def means(wanted: str, text: str) -> bool:
+    """Whether a filter means a text: what a star stands for is anything, and all else stands for itself."""
+    return re.fullmatch(".*".join(map(re.escape, wanted.split("*"))), text, re.DOTALL) is not None
+
+
+@pytest.mark.parametrize("field", COLUMN_OF)
+def test_every_filter_takes_every_value_for_what_it_says(odd_books: sqlite3.Connection, field: str) -> None:
+    for wanted in [*ODD, *(f"{text}*" for text in ODD), *(f"*{text}" for text in ODD), *(f"*{text}*" for text in ODD)]:
+        where, values = Filters(**{field: (wanted,)}).where()
+        rows = odd_books.execute(f"SELECT id FROM usage_records WHERE {where}", values)
+        assert {row[0] for row in rows} == {text for text in ODD if means(wanted, text)}, wanted
+
+
+@pytest.mark.parametrize("field", COLUMN_OF)
+def test_odd_values_together_mean_any_of_them(odd_books: sqlite3.Connection, field: str) -> None:
+    wanted = (*ODD[::3], "[x*", "*?")
+    where, values = Filters(**{field: wanted}).where()
+    rows = odd_books.execute(f"SELECT id FROM usage_records WHERE {where}", values)
+    assert {row[0] for row in rows} == {text for text in ODD if any(means(one, text) for one in wanted)}
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_times_are_compared_as_the_text_they_are(odd_books: sqlite3.Connection, text: str) -> None:
+    for filters, matches in (
+        (Filters(since=text), text <= "2026-11-01T00:00:00.000Z"),
+        (Filters(until=text), text > "2026-11-01T00:00:00.000Z"),
+    ):
+        where, values = filters.where()
+        (count,) = odd_books.execute(f"SELECT count(*) FROM usage_records WHERE {where}", values).fetchone()
+        assert count == (len(ODD) if matches else 0)
