@@ -1,8 +1,12 @@
 """`usage-ledger rows`: the newest rows, in a table that fits whatever it is shown on."""
 
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
+from wcwidth import wcswidth
 
 REASONS = [None, "client_disconnected", "no_usage_data", "body_not_captured"]
 
@@ -47,6 +52,17 @@ def ledger(tmp_path: Path) -> Path:
     return fill(tmp_path / "usage.db", *(record(number) for number in reversed(range(30))))
 
 
+@pytest.fixture
+def odd_ledger(tmp_path: Path) -> Path:
+    """Rows whose text is as wide as it comes, in cells."""
+    names = ["模型" * 30, "e\u0301" * 90, "👩\u200d👩\u200d👧" * 20, "claude-opus-4-6"]
+    rows = [
+        record(4 * number, model=name, account_id=name, review_reason=name, total_tokens=10**15)
+        for number, name in enumerate(names)
+    ]
+    return fill(tmp_path / "odd.db", *rows)
+
+
 def run(ledger: Path, *arguments: str, columns: int = 200, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "usage_ledger", "rows", "--db", str(ledger), *arguments],
@@ -56,6 +72,32 @@ def run(ledger: Path, *arguments: str, columns: int = 200, **environment: str) -
         timeout=60,
         env={**os.environ, "COLUMNS": str(columns), "PYTHONUTF8": "1", **environment},
     )
+
+
+def on_a_terminal(ledger: Path, columns: int, *arguments: str, **environment: str) -> str:
+    """What a terminal so many columns wide gets to show."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "usage_ledger", "rows", "--db", str(ledger), *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env={**kept, "TERM": "xterm-256color", "PYTHONUTF8": "1", **environment},
+    ) as process:
+        os.close(theirs)
+        seen = bytearray()
+        try:
+            while more := os.read(ours, 65536):
+                seen += more
+        except OSError:
+            pass  # so Linux says that the other end is closed
+        finally:
+            os.close(ours)
+        assert process.stderr is not None
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
+    return seen.decode().replace("\r\n", "\n")
 
 
 def shown(ledger: Path, *arguments: str, **more: Any) -> list[str]:
@@ -69,10 +111,45 @@ def seconds(lines: list[str]) -> list[int]:
     return [int(line[17:19]) for line in lines]
 
 
-@pytest.mark.parametrize("columns", [80, 96, 100, 103, 110, 113, 120, 125, 130, 150, 178, 200])
-def test_no_line_is_wider_than_the_terminal(ledger: Path, columns: int) -> None:
-    done = run(ledger, columns=columns)
-    assert max(map(len, done.stdout.splitlines())) <= columns
+WIDTHS = [40, 41, 48, 56, 57, 58, 65, 66, 80, 95, 96, 103, 104, 113, 114, 124, 125, 149, 150, 177, 178, 200]
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_no_line_is_wider_than_the_terminal(odd_ledger: Path, columns: int) -> None:
+    """Also where characters are two cells wide, or none."""
+    lines = on_a_terminal(odd_ledger, columns, NO_COLOR="1").splitlines()
+    assert len(lines) == 5
+    assert max(map(wcswidth, lines)) <= columns
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_the_columns_of_the_environment_come_before_the_terminals(odd_ledger: Path, columns: int) -> None:
+    told = on_a_terminal(odd_ledger, 120, NO_COLOR="1", COLUMNS=str(columns))
+    assert told == run(odd_ledger, columns=columns).stdout
+    assert max(map(wcswidth, told.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [40, 66, 120, 200])
+def test_wide_and_combining_characters_keep_the_columns_in_line(odd_ledger: Path, columns: int) -> None:
+    header, *lines = run(odd_ledger, columns=columns).stdout.splitlines()
+    for line in lines:
+        assert wcswidth(line[: line.index("complete")]) == header.index("state")
+
+
+@pytest.mark.parametrize("columns", [1, 10, 39])
+def test_a_terminal_too_narrow_for_a_table_is_no_error(ledger: Path, columns: int) -> None:
+    assert seconds(shown(ledger, "-n", "1", columns=columns)) == [29]
+
+
+def test_what_is_no_terminal_gets_a_table_for_120_columns(ledger: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "usage_ledger", "rows", "--db", str(ledger)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
+    )
+    assert done.stdout == run(ledger, columns=120).stdout
 
 
 def test_a_very_wide_terminal_is_not_filled_for_its_own_sake(ledger: Path) -> None:
@@ -82,6 +159,8 @@ def test_a_very_wide_terminal_is_not_filled_for_its_own_sake(ledger: Path) -> No
 @pytest.mark.parametrize(
     ("columns", "headings"),
     [
+        (40, ["time (UTC)", "model", "state"]),
+        (57, ["time (UTC)", "model", "in", "out", "state"]),
         (80, ["time (UTC)", "model", "in", "out", "state"]),
         (130, ["time (UTC)", "model", "in", "out", "cache w", "cache r", "total", "state", "review", "http"]),
         (200, ["time (UTC)", "cache r", "review", "http", "account", "id"]),
@@ -137,6 +216,34 @@ def test_filters_choose_the_rows(ledger: Path, filters: list[str], expected: lis
 @pytest.mark.parametrize("environment", [{}, {"TERM": "xterm-256color"}, {"CLICOLOR_FORCE": ""}])
 def test_a_pipe_gets_no_colours(ledger: Path, environment: dict[str, str]) -> None:
     assert "\x1b" not in run(ledger, **environment).stdout
+
+
+def test_a_terminal_gets_a_bold_header_and_flagged_rows_in_colour(ledger: Path) -> None:
+    header, complete, flagged = on_a_terminal(ledger, 120, "--until", "2026-11-01T08:00:02").splitlines()
+    assert header.startswith("\x1b[1m")
+    assert "\x1b" not in complete
+    assert flagged.startswith("\x1b[33m")
+
+
+@pytest.mark.parametrize("value", ["1", "0", "no"])
+def test_no_color_switches_colours_off_on_a_terminal(ledger: Path, value: str) -> None:
+    assert on_a_terminal(ledger, 120, NO_COLOR=value) == run(ledger, columns=120).stdout
+
+
+def test_an_empty_no_color_says_nothing(ledger: Path) -> None:
+    assert "\x1b[33m" in on_a_terminal(ledger, 120, NO_COLOR="")
+
+
+@pytest.mark.parametrize("arguments", [("rows", "--help"), ("export",)])
+def test_only_a_table_pays_for_the_widths_of_characters(ledger: Path, arguments: tuple[str, ...]) -> None:
+    tell = "import sys; from usage_ledger.cli.main import run\ntry: run(sys.argv[1:])\nexcept SystemExit: pass\n"
+    told = subprocess.run(
+        [sys.executable, "-c", f"{tell}sys.exit('wcwidth' in sys.modules)", *arguments],
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+        env={**os.environ, "USAGE_LEDGER_DB": str(ledger)},
+    )
+    assert told.returncode == 0
 
 
 def test_where_nothing_matches_a_hint_is_given_on_stderr(ledger: Path) -> None:

@@ -1,6 +1,7 @@
 """`usage-ledger rows`: the newest rows as a table that fits the terminal.
 
-Room: cli. Imports click and the ledger's reading side.
+Room: cli. Imports click and the ledger's reading side. Promises that each row is one line, whatever is in the ledger,
+and that no line is wider than the terminal (from 40 columns on).
 """
 
 import shutil
@@ -11,13 +12,15 @@ from typing import Any, NamedTuple
 import click
 
 from usage_ledger.cli.options import filters_from, with_filters, with_ledger
+from usage_ledger.cli.output import for_people, has_colours, on_one_line
 from usage_ledger.ledger.reading import open_for_reading
 
 WIDTH_LIMIT = 200
+MOST_ROWS = 1_000_000_000
 
 
 class _Column(NamedTuple):
-    """A column of the table. `need`: the terminal width (characters) from which it is shown."""
+    """A column of the table, `width` cells wide. `need`: the terminal width (cells) from which it is shown."""
 
     heading: str
     name: str
@@ -30,15 +33,15 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _time(value: str) -> str:
-    return value[:19].replace("T", " ")
+def _time(value: Any) -> str:
+    return _text(value)[:19].replace("T", " ")
 
 
 _COLUMNS = (
     _Column("time (UTC)", "occurred_at", 19, _time),
     _Column("model", "model", 20, _text),
-    _Column("in", "input_tokens", 8, _text),
-    _Column("out", "output_tokens", 7, _text),
+    _Column("in", "input_tokens", 8, _text, 57),
+    _Column("out", "output_tokens", 7, _text, 57),
     _Column("cache w", "cache_creation_input_tokens", 8, _text, 104),
     _Column("cache r", "cache_read_input_tokens", 8, _text, 104),
     _Column("total", "total_tokens", 9, _text, 114),
@@ -54,7 +57,14 @@ _RIGHT = {"input_tokens", "output_tokens", "cache_creation_input_tokens", "cache
 @click.command()
 @with_ledger
 @with_filters
-@click.option("-n", "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="How many; 0: all.")
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(0, MOST_ROWS),
+    default=20,
+    show_default=True,
+    help="How many; 0: all.",
+)
 def rows(db: Path, limit: int, **filters: Any) -> None:
     """Show the newest rows, oldest of them first.
 
@@ -64,25 +74,38 @@ def rows(db: Path, limit: int, **filters: Any) -> None:
       usage-ledger rows --since 24h --flagged
       usage-ledger rows --model 'claude-opus-*' -n 0
     """
-    width = min(shutil.get_terminal_size((120, 24)).columns, WIDTH_LIMIT)
-    columns = [column for column in _COLUMNS if column.need <= width]
+    columns = _columns_for(min(shutil.get_terminal_size((120, 24)).columns, WIDTH_LIMIT))
     # A narrow terminal has no room for the reason, so a flagged row is marked instead.
     names = [*(column.name for column in columns), "requires_manual_review"]
     with open_for_reading(db) as ledger:
-        click.echo(click.style(_line([column.heading for column in columns], columns), bold=True))
+        found = ledger.rows(filters_from(filters), names, last=limit or None)
+        out = for_people()
+        colours = has_colours(out)
+        heading = _line([column.heading for column in columns], columns, out.encoding)
+        out.write((click.style(heading, bold=True) if colours else heading) + "\n")
         count = 0
-        for row in ledger.rows(filters_from(filters), names, last=limit or None):
+        for row in found:
             count += 1
             shown = [column.show(value) for column, value in zip(columns, row, strict=False)]
-            line = _line(shown, columns)
-            click.echo(click.style(line, fg="yellow") if row[-1] else line)
+            line = _line(shown, columns, out.encoding)
+            out.write((click.style(line, fg="yellow") if colours and row[-1] else line) + "\n")
     if not count:
-        click.echo(f"no rows match in {db}", err=True)
+        click.echo(f"no rows match in {on_one_line(str(db))}", err=True)
 
 
-def _line(cells: list[str], columns: list[_Column]) -> str:
-    parts = []
-    for cell, column in zip(cells, columns, strict=True):
-        shown = cell if len(cell) <= column.width else cell[: column.width - 1] + "…"
-        parts.append(shown.rjust(column.width) if column.name in _RIGHT else shown.ljust(column.width))
-    return " ".join(parts).rstrip()
+def _columns_for(terminal: int) -> list[_Column]:
+    """Choose the columns that there is room for; where it is still too little, the model gives way."""
+    columns = [column for column in _COLUMNS if column.need <= terminal]
+    short = max(0, sum(column.width + 1 for column in columns) - 1 - terminal)
+    return [
+        column._replace(width=max(1, column.width - short)) if column.name == "model" else column for column in columns
+    ]
+
+
+def _line(cells: list[str], columns: list[_Column], encoding: str) -> str:
+    from usage_ledger.cli.cells import fitted  # knows every character's width, which only a table has to
+
+    return " ".join(
+        fitted(on_one_line(cell, encoding), column.width, to_the_right=column.name in _RIGHT)
+        for cell, column in zip(cells, columns, strict=True)
+    ).rstrip()
