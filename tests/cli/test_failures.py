@@ -33,6 +33,11 @@ def traces(folder: Path) -> list[tuple[str, bytes | None]]:
     return sorted((str(path), path.read_bytes() if path.is_file() else None) for path in folder.rglob("*"))
 
 
+def odd(text: str) -> str:
+    """An argument that is no UTF-8: the way Python hands on the byte ff."""
+    return text.replace("?", "\udcff")
+
+
 def assert_refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
     assert "Traceback" not in done.stderr
     assert done.returncode == 2, done
@@ -131,6 +136,29 @@ def test_paths_that_lead_nowhere_are_refused(tmp_path: Path, path: str) -> None:
     assert_refused(run("rows", "--db", path, cwd=tmp_path))
     assert_refused(run("rows", cwd=tmp_path, USAGE_LEDGER_DB=path))
     assert traces(tmp_path) == before
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x.db", "~nosuchuser"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_home_that_is_nobodys_is_refused(tmp_path: Path, command: str, path: str) -> None:
+    assert_refused(run(command, "--db", path, cwd=tmp_path), path)
+    assert_refused(run(command, cwd=tmp_path, USAGE_LEDGER_DB=path), path)
+    assert traces(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", ["?", "?*", "claude-?-*"])
+@pytest.mark.parametrize("option", ["--model", "--account", "--key", "--tag", "--state", "--since", "--until"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_values_that_are_no_text_are_refused(tmp_path: Path, command: str, option: str, value: str) -> None:
+    path = fill(tmp_path / "usage.db")
+    assert_refused(run(command, "--db", str(path), option, odd(value), cwd=tmp_path), option)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_path_may_be_any_bytes(tmp_path: Path, command: str) -> None:
+    path = tmp_path / odd("?.db")
+    assert_refused(run(command, "--db", str(path), cwd=tmp_path), "no ledger")
+    assert run(command, "--db", str(fill(tmp_path / "usage.db").rename(path)), cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

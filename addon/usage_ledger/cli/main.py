@@ -1,18 +1,20 @@
 """The `usage-ledger` command: its group, and how every failure a person can cause ends.
 
 Room: cli. Imports click and the command modules. Promises: data on stdout and talk on stderr; one line and exit code 2
-for wrong usage or unusable input, never a traceback; a pipe that closes early is not an error.
+for wrong usage, unusable input or nowhere to write to, never a traceback; a pipe that closes early is not an error.
 """
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import click
 
 from usage_ledger import __version__
 from usage_ledger.cli.export import export
+from usage_ledger.cli.output import on_one_line
 from usage_ledger.cli.rows import rows
 from usage_ledger.ledger.marks import LedgerError
 
@@ -21,13 +23,23 @@ class _EnoughError(Exception):
     """Whoever reads our output has closed the pipe. (click would make a failure of it.)"""
 
 
+@contextmanager
+def _readers_may_leave() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _EnoughError from error
+
+
 class _Group(click.Group):
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        with _readers_may_leave():  # --help and --version are answered in here
+            return super().make_context(*arguments, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _readers_may_leave():
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except BrokenPipeError as error:
-            raise _EnoughError from error
         return result
 
 
@@ -51,25 +63,39 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
+    if sys.stdout is None:
+        return _fail("there is nowhere to write to: standard output is closed")
     try:
         result = main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except _EnoughError:
-        # Whoever read from us has enough. What is left in the buffer must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget(sys.stdout)  # whoever read from us has enough
         return 0
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        _tell(error.format_message())
         return 2
     except click.ClickException as error:
         return _fail(error.format_message())
     except (LedgerError, OSError) as error:
         return _fail(str(error))
     except (click.Abort, KeyboardInterrupt):
-        click.echo("usage-ledger: stopped", err=True)
+        _tell("usage-ledger: stopped")
         return 130
     return result if isinstance(result, int) else 0
 
 
 def _fail(message: str) -> int:
-    click.echo(f"usage-ledger: {' '.join(message.split())}", err=True)
+    # A message may quote what a damaged ledger holds.
+    _tell(f"usage-ledger: {on_one_line(' '.join(message.split()))}")
     return 2
+
+
+def _tell(message: str) -> None:
+    try:
+        click.echo(message, err=True)
+    except OSError:
+        _forget(sys.stderr)  # nobody listens, and the exit code says it all
+
+
+def _forget(stream: TextIO) -> None:
+    """Let what is left in a stream's buffer go nowhere, so that it does not fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -26,6 +26,20 @@ class Moment(click.ParamType[str]):
             self.fail(f"{value!r} is not a time; say 2026-11-01, 2026-11-01T08:30+01:00, 90m, 24h or 7d", param, ctx)
 
 
+class Words(click.ParamType[str]):
+    """Text that a ledger can hold. What a shell hands over may be any bytes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{text!r} is not UTF-8 text", param, ctx)
+        return text
+
+
 def with_ledger[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     """Add `--db`; the command gets `db`, a path."""
     return click.option(
@@ -42,10 +56,16 @@ def with_filters[**P, R](command: Callable[P, R]) -> Callable[P, R]:
         (
             click.option("--since", type=Moment(), help="From this time on: 2026-11-01, 24h, 7d (UTC)."),
             click.option("--until", type=Moment(), help="Before this time (UTC)."),
-            click.option("--account", "accounts", multiple=True, help="An account; * stands for any characters."),
-            click.option("--key", "keys", multiple=True, metavar="HINT", help="An API key as the Console shows it."),
-            click.option("--model", "models", multiple=True, help="A model; * stands for any characters."),
-            click.option("--tag", "tags", multiple=True, help="A tag; * stands for any characters."),
+            click.option(
+                "--account", "accounts", type=Words(), multiple=True, help="An account; * stands for any characters."
+            ),
+            click.option(
+                "--key", "keys", type=Words(), multiple=True, metavar="HINT", help="An API key as the Console shows it."
+            ),
+            click.option(
+                "--model", "models", type=Words(), multiple=True, help="A model; * stands for any characters."
+            ),
+            click.option("--tag", "tags", type=Words(), multiple=True, help="A tag; * stands for any characters."),
             click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="A usage state."),
             click.option("--flagged", is_flag=True, help="Only rows that want a manual review."),
         )
