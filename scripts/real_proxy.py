@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -58,17 +59,29 @@ class Proxy:
             *(("-s", str(script)) if script else ()),
             *arguments,
         ]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
-        )
+        self.process = self._start(command)
         threading.Thread(target=self._listen_to_log, daemon=True).start()
+
+    def _start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
+        """Start the process on a thread: Ctrl-C in the midst of it would leave one that nobody knows of."""
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(
+                subprocess.Popen,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+            )
+            try:
+                return started.result()
+            except BaseException:
+                self.process = started.result()
+                self.stop()
+                raise
 
     def __enter__(self) -> "Proxy":
         try:

@@ -130,8 +130,23 @@ def tool_output(*arguments: str) -> str:
     return done.stdout.decode()
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """Run the demo; 130 where Ctrl-C ended it, whatever that made fail on the way out."""
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
     try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return main()
+    except BaseException:
+        if stopped:
+            return 130
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(run())

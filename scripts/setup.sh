@@ -57,9 +57,8 @@ if ! is_installed; then
     exec 9>.venv.lock
     if command -v flock >/dev/null 2>&1; then flock 9; fi
     if ! is_installed; then
-        install || { status=$?; rm -f .venv.lock; exit "$status"; }
+        install || exit $?
     fi
-    rm -f .venv.lock
     exec 9>&-
 fi
 export PATH="$PWD/.venv/bin:$PATH"

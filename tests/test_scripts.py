@@ -32,7 +32,8 @@ def test_the_demo_does_the_whole_job_and_its_replay_changes_nothing(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_demo_that_is_interrupted_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["while mitmdump starts", "once it listens"])
+def test_a_demo_that_is_interrupted_leaves_no_process_and_no_file(tmp_path: Path, when: str) -> None:
     demo = subprocess.Popen(
         [sys.executable, "-u", "-m", "scripts.run_demo"],
         cwd=ROOT,
@@ -43,7 +44,10 @@ def test_a_demo_that_is_interrupted_leaves_no_process_and_no_file(tmp_path: Path
         start_new_session=True,
     )
     assert demo.stdout is not None
-    assert "listens at" in demo.stdout.readline()
+    if when == "once it listens":
+        assert "listens at" in demo.stdout.readline()
+    else:
+        wait_until(lambda: list(tmp_path.glob("mitmproxy-*")))
     os.killpg(demo.pid, signal.SIGINT)
     demo.wait(30)
     demo.stdout.close()

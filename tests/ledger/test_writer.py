@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -430,3 +431,18 @@ def test_a_bad_row_in_a_locked_ledger_loses_no_other(ledger: Path, caplog: pytes
         asyncio.run(run(writer))
     assert len(lines(caplog, "row bad cannot be stored")) == 1
     assert len(lines(caplog, "cannot be stored")) == 1
+
+
+def test_a_mark_that_somebody_removed_is_made_again(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it another proxy would take this one for dead."""
+    monkeypatch.setattr("usage_ledger.ledger.writer.LOOK_SECONDS", 0.05)
+    with writing(ledger) as writer:
+        writer_id = writer.name.split(" ")[1]
+        asyncio.run(flushed(writer))
+        (writers_folder(ledger) / f"{writer_id}.lock").unlink()
+        assert not is_alive(ledger, writer_id)
+        deadline = time.monotonic() + LONG
+        while not is_alive(ledger, writer_id) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert is_alive(ledger, writer_id)
+    assert not list(writers_folder(ledger).iterdir())

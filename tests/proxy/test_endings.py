@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -217,3 +218,39 @@ def test_a_flow_that_is_killed_leaves_its_row(
         httpx.post(f"{proxy.address}/v1/messages", headers={"x-scenario": "normal", **KEY}, json={}, timeout=20)
     (row,) = settled_rows(proxy.ledger, 1)
     assert (row["usage_state"], row["review_reason"], row["origin"]) == (state, reason, "live")
+
+
+def test_an_upstream_that_speaks_no_tls_was_never_sent_the_request(
+    start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    """The connection is made, but the request would only follow the handshake."""
+
+    def answer_in_plain_text(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer_in_plain_text, args=(server,), daemon=True).start()
+        proxy = start_proxy(upstream=f"https://127.0.0.1:{server.getsockname()[1]}")
+        assert ask(proxy, "normal").status_code == 502
+    (row,) = settled_rows(proxy.ledger, 1)
+    assert (row["usage_state"], row["http_status"]) == ("none", None)
+    assert json.loads(row["metadata"])["_not_sent"] is True
+
+
+def test_a_ledger_that_is_changed_at_run_time_gets_what_begins_after(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    other = tmp_path / "other" / "usage.db"
+    script = tmp_path / "change.py"
+    script.write_text(
+        "from mitmproxy import ctx\ndef responseheaders(flow):\n"
+        f"    if flow.request.path.endswith('?change'):\n        ctx.options.update(usage_db={str(other)!r})\n"
+    )
+    proxy = start_proxy("-s", str(script))
+    ask(proxy, "normal", "/v1/messages?change")
+    ask(proxy, "normal")
+    assert [row["usage_state"] for row in settled_rows(proxy.ledger, 1)] == ["complete"]
+    assert [row["usage_state"] for row in settled_rows(other, 1)] == ["complete"]

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
+import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -63,9 +65,6 @@ def test_a_capture_alone_gives_the_same_rows(
 def test_a_replay_improves_a_worse_row_and_never_replaces_a_corrected_one(
     tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
 ) -> None:
-    import sqlite3
-    from contextlib import closing
-
     capture = tmp_path / "capture.mitm"
     proxy = start_proxy("-w", str(capture))
     ask(proxy, "normal")
@@ -327,3 +326,56 @@ def test_what_was_noted_of_a_refused_request_does_not_stick_to_its_client_replay
     assert console.received["normal"] == 1
     replay(second, tmp_path / "other.db")
     assert [row["usage_state"] for row in rows_of(tmp_path / "other.db")] == ["complete"]
+
+
+def strip_notes(capture: Path) -> None:
+    """Make a capture one that was written without the addon's notes."""
+    with capture.open("rb") as file:
+        flows = list(FlowReader(file).stream())
+    with capture.open("wb") as file:
+        for flow in flows:
+            flow.metadata.clear()
+            FlowWriter(file).add(flow)
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["with the addon's notes", "without"])
+def test_a_replay_knows_that_the_client_left_and_that_an_aborted_upload_went_nowhere(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], noted: bool
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture))
+    with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+        client.sendall(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+    proxy.wait_for_line("client disconnect")
+    with (
+        suppress(httpx.TransportError),
+        httpx.stream("POST", f"{proxy.address}/v1/messages", headers={"x-scenario": "endless"}, json={}) as answer,
+    ):
+        seen = b""
+        for chunk in answer.iter_raw():
+            seen += chunk
+            if b"and on" in seen:
+                break
+    settled_rows(proxy.ledger, 1)
+    proxy.stop()
+    if not noted:
+        strip_notes(capture)
+    replay(capture, tmp_path / "other.db")
+    (row,) = rows_of(tmp_path / "other.db")
+    assert (row["usage_state"], row["review_reason"]) == ("partial", "client_disconnected")
+
+
+def test_a_flow_whose_body_was_not_captured_touches_no_row_not_even_a_pending_one(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture), "--set", "usage_capture=never")
+    ask(proxy, "normal")
+    with closing(sqlite3.connect(proxy.ledger)) as ledger, ledger:
+        ledger.execute("UPDATE usage_records SET usage_state = 'pending'")
+    before = rows_of(proxy.ledger)
+    replay(capture, proxy.ledger)  # while its writer lives, so that nobody settles what it has in flight
+    assert rows_of(proxy.ledger) == before
+    replay(capture, tmp_path / "other.db")
+    (row,) = rows_of(tmp_path / "other.db")
+    assert (row["usage_state"], row["review_reason"]) == ("missing", "body_not_captured")

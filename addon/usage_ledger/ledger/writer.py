@@ -182,9 +182,8 @@ class Writer:
         if self._store is not None and not self._store.is_current():
             self._close_store()
         if self._store is None:
-            if self._presence is None or not self._presence.still_marked():
-                make_private_folder(self.path.parent)
-                self._presence = Presence(self.path, self._id)
+            make_private_folder(self.path.parent)
+            self._mark_presence()
             self._store = Store(self.path, self.durability, self._id)
             self._settle_dead_writers(self._store)
         if self._store.durability != self.durability:
@@ -194,6 +193,7 @@ class Writer:
     def _settle_dead_writers(self, store: Store) -> None:
         """Take over from proxies that are gone: first the rows they spilled, then those they left in flight."""
         self._looked_at = time.monotonic()
+        self._mark_presence()
         self._take_back(store)
         settled = store.settle_dead_writers()
         if settled:
@@ -201,6 +201,13 @@ class Writer:
                 f"usage ledger: {settled} request(s) of a proxy that is gone were left in flight; "
                 "they are flagged proxy_stopped"
             )
+
+    def _mark_presence(self) -> None:
+        """Mark this writer as alive; again, where somebody has removed the mark."""
+        if self._presence is None or not self._presence.still_marked():
+            if self._presence is not None:
+                self._presence.leave()
+            self._presence = Presence(self.path, self._id)
 
     def _close_store(self) -> None:
         store, self._store = self._store, None
