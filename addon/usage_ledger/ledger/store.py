@@ -33,6 +33,7 @@ class Store:
 
     def __init__(self, path: Path, durability: str, writer_id: str) -> None:
         self.path = path
+        self._names = [str(path), *map(str, _sidecars(path))]
         self._writer_id = writer_id
         make_private_folder(path.parent)
         with presence.alone(path):
@@ -45,7 +46,7 @@ class Store:
             except BaseException:
                 self._connection.close()
                 raise
-            self._files = self._found_files()
+            self._files = [_identity(name) for name in self._names]
 
     def _make_file(self) -> None:
         """Make the ledger's file if there is none; SQLite itself would not make it private.
@@ -71,11 +72,8 @@ class Store:
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
 
     def is_current(self) -> bool:
-        """Whether the paths still lead to the files that are open here."""
-        return self._found_files() == self._files
-
-    def _found_files(self) -> list[tuple[int, int] | None]:
-        return [_identity(path) for path in (self.path, *_sidecars(self.path))]
+        """Whether the paths of the file and of its -wal still lead to those that are open here."""
+        return _identity(self._names[0]) == self._files[0] and _identity(self._names[1]) == self._files[1]
 
     def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
         """Write a batch of entries, in their order, and remove withdrawn pending rows: all of it or nothing."""
@@ -170,9 +168,10 @@ class Store:
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
-        for sidecar, own in zip(_sidecars(self.path), self._files[1:], strict=True):
-            if _identity(sidecar) == own:
-                sidecar.unlink(missing_ok=True)
+        for name, own in zip(self._names[1:], self._files[1:], strict=True):
+            if own is not None and _identity(name) == own:
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
 
 
 def _rename(entry: Entry, row_id: str) -> None:
@@ -190,9 +189,9 @@ def _sidecars(path: Path) -> list[Path]:
     return [path.with_name(path.name + ending) for ending in ("-wal", "-shm")]
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(name: str) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(name)
     except OSError:
         return None
     return status.st_dev, status.st_ino
