@@ -58,40 +58,38 @@ def damaged(ledger: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replaced_by_garbage(ledger: Path) -> Iterator[None]:
+def moved_away(ledger: Path) -> Iterator[None]:
     kept = ledger.with_name("kept.db")
     with closing(sqlite3.connect(ledger)) as now:
         now.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     ledger.rename(kept)
-    ledger.write_bytes(b"no database at all " * 1000)
     yield
     kept.replace(ledger)
+
+
+@contextmanager
+def replaced_by_garbage(ledger: Path) -> Iterator[None]:
+    with moved_away(ledger):
+        ledger.write_bytes(b"no database at all " * 1000)
+        yield
 
 
 @contextmanager
 def replaced_by_a_newer_major(ledger: Path) -> Iterator[None]:
-    kept = ledger.with_name("kept.db")
-    with closing(sqlite3.connect(ledger)) as now:
-        now.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    ledger.rename(kept)
-    with closing(sqlite3.connect(ledger)) as newer:
-        newer.execute("CREATE TABLE t (x)")
-        newer.execute(f"PRAGMA application_id = {0x434C554C}")
-        newer.execute("PRAGMA user_version = 99")
-    yield
-    kept.replace(ledger)
+    with moved_away(ledger):
+        with closing(sqlite3.connect(ledger)) as newer:
+            newer.execute("CREATE TABLE t (x)")
+            newer.execute(f"PRAGMA application_id = {0x434C554C}")
+            newer.execute("PRAGMA user_version = 99")
+        yield
 
 
 @contextmanager
 def folder_in_the_way(ledger: Path) -> Iterator[None]:
-    kept = ledger.with_name("kept.db")
-    with closing(sqlite3.connect(ledger)) as now:
-        now.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    ledger.rename(kept)
-    ledger.mkdir()
-    yield
-    ledger.rmdir()
-    kept.replace(ledger)
+    with moved_away(ledger):
+        ledger.mkdir()
+        yield
+        ledger.rmdir()
 
 
 type Fault = Callable[[Path], AbstractContextManager[None]]

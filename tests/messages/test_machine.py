@@ -129,5 +129,5 @@ class Streams(RuleBasedStateMachine):
             assert counts.total_tokens == sum(told)
 
 
-Streams.TestCase.settings = settings(max_examples=150, stateful_step_count=15, deadline=None)
+Streams.TestCase.settings = settings(max_examples=300, stateful_step_count=15, deadline=None)
 TestStreams = Streams.TestCase
