@@ -38,7 +38,7 @@ def test_what_is_spilled_comes_back_as_it_was(tmp_path: Path) -> None:
     entries = [entry(number) for number in range(5)]
     spill.append(path, entries[:2], ["gone"])
     spill.append(path, entries[2:], [])
-    read = list(spill.read(path, at_once=2))
+    read = list(spill.read(path, 2, []))
     assert [each for batch, _ in read for each in batch] == entries
     assert [each for _, batch in read for each in batch] == ["gone"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -48,7 +48,7 @@ def test_a_line_that_a_crash_cut_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "spill"
     spill.append(path, [entry(1), entry(2)], [])
     path.write_bytes(path.read_bytes()[:-20])
-    assert [each.record.id for batch, _ in spill.read(path, at_once=9) for each in batch] == ["row-0001"]
+    assert [each.record.id for batch, _ in spill.read(path, 9, []) for each in batch] == ["row-0001"]
 
 
 def test_what_is_spilled_after_a_line_that_was_cut_is_whole(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_what_is_spilled_after_a_line_that_was_cut_is_whole(tmp_path: Path) -> N
     spill.append(path, [entry(1), entry(2)], [])
     path.write_bytes(path.read_bytes()[:-20])
     spill.append(path, [entry(3)], [])
-    assert [each.record.id for batch, _ in spill.read(path, at_once=9) for each in batch] == ["row-0001", "row-0003"]
+    assert [each.record.id for batch, _ in spill.read(path, 9, []) for each in batch] == ["row-0001", "row-0003"]
 
 
 def test_a_spilled_row_that_cannot_be_stored_is_named_and_holds_no_other_up(
@@ -164,3 +164,37 @@ def test_the_spill_of_a_living_writer_is_left_to_it(tmp_path: Path) -> None:
 
 async def _flushed(of: Writer) -> None:
     await of.flush()
+
+
+def test_a_line_of_another_shape_is_kept_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a newer version may write it; only what was cut is passed over."""
+    ledger = tmp_path / "usage.db"
+    path = spill.spill_path(ledger, "0a1b2c3d4e5f")
+    spill.append(path, [entry(1), entry(2)], [])
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(first + b"\n" + second.replace(b'"row-0002"', b"17") + b"\n")
+    later = Writer(ledger, "full")
+    later.start()
+    later.close()
+    assert states(ledger) == {"row-0001": "complete"}
+    (aside,) = tmp_path.glob("usage.db-unreadable-*")
+    assert second[20:] in aside.read_bytes().replace(b"17", b'"row-0002"')
+    assert sum("does not know" in line.getMessage() for line in caplog.records) == 1
+
+
+def test_what_a_dead_proxy_spilled_comes_before_what_it_left_in_flight(tmp_path: Path) -> None:
+    """Its final row knows why; the rule for rows in flight would only say that the proxy stopped."""
+    ledger = tmp_path / "usage.db"
+    first = Writer(ledger, "full")
+    first.start()
+    pending, final = entry(1, "pending"), entry(1, "missing")
+    pending.record.writer = final.record.writer = "0.1.0 0a1b2c3d4e5f"
+    final.record.review_reason = "client_disconnected"
+    asyncio.run(hand_in(first, pending))
+    first.close()
+    spill.append(spill.spill_path(ledger, "0a1b2c3d4e5f"), [final], [])
+    second = Writer(ledger, "full")
+    second.start()
+    second.close()
+    with closing(sqlite3.connect(ledger)) as connection:
+        assert connection.execute("SELECT review_reason FROM usage_records").fetchall() == [("client_disconnected",)]

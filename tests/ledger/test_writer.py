@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from usage_ledger.ledger import presence
 from usage_ledger.ledger.presence import is_alive, writers_folder
 from usage_ledger.ledger.record import Entry, IterationRow, Record
-from usage_ledger.ledger.writer import Writer
+from usage_ledger.ledger.store import Store
+from usage_ledger.ledger.writer import RETRY_SECONDS, Writer
 
 LONG = 20  # seconds after which a test that waits for an event gives up
 
@@ -446,3 +449,111 @@ def test_a_mark_that_somebody_removed_is_made_again(ledger: Path, monkeypatch: p
             time.sleep(0.01)
         assert is_alive(ledger, writer_id)
     assert not list(writers_folder(ledger).iterdir())
+
+
+def test_in_trouble_nobody_waits_for_the_ledger(ledger: Path) -> None:
+    """The outcome is known when the row is handed in, also while the writer tries again."""
+
+    async def run(writer: Writer) -> None:
+        await flushed(writer)
+        with locked(ledger):
+            assert await outcome_of(writer.submit(entry("first"))) is False
+            for number in range(50):
+                outcome = writer.submit(entry(str(number)))
+                assert outcome.done()
+                assert outcome.result() is False
+
+    with writing(ledger) as writer:
+        asyncio.run(run(writer))
+    assert len(ids(ledger)) == 51
+
+
+def test_in_trouble_the_ledger_is_not_opened_for_every_row(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.parent.mkdir()
+    ledger.write_bytes(b"no database " * 1000)
+    opened: list[float] = []
+    real = Store.__init__
+
+    def counts(self: Store, *args: Any) -> None:
+        opened.append(time.monotonic())
+        real(self, *args)
+
+    monkeypatch.setattr(Store, "__init__", counts)
+
+    async def run(writer: Writer) -> None:
+        for number in range(300):
+            await outcome_of(writer.submit(entry(str(number))))
+            await asyncio.sleep(0.001)
+
+    with writing(ledger) as writer:
+        asyncio.run(run(writer))
+        during = opened[:]
+    assert all(later - earlier >= RETRY_SECONDS for earlier, later in zip(during, during[1:], strict=False))
+
+
+def test_a_folder_taken_away_from_its_user_and_given_back_is_trouble_that_ends(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mark cannot be made meanwhile; no descriptor is closed twice, or left open at each try."""
+    refused = [True]
+    real = presence.open_private_file
+
+    def open_or_refuse(path: Path, flags: int) -> int:
+        if refused[0]:
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags)
+
+    async def run(writer: Writer) -> None:
+        assert await outcome_of(writer.submit(entry("before")))
+        for path in sorted(ledger.parent.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        monkeypatch.setattr(presence, "open_private_file", open_or_refuse)
+        assert await outcome_of(writer.submit(entry("0"))) is False
+        ours = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+        before = len(os.listdir("/proc/self/fd"))
+        await asyncio.sleep(4 * RETRY_SECONDS)
+        assert len(os.listdir("/proc/self/fd")) <= before
+        for descriptor in ours:
+            os.close(descriptor)  # would fail, had somebody closed it
+        refused[0] = False
+        while writer.trouble:
+            await flushed(writer)
+            await asyncio.sleep(0.01)
+
+    with writing(ledger) as writer:
+        asyncio.run(run(writer))
+    assert ids(ledger) == ["0"]
+
+
+def test_whatever_fails_the_writer_lives_on(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_self: Writer) -> None:
+        raise RuntimeError("a bug")
+
+    async def run(writer: Writer) -> None:
+        await flushed(writer)
+        with monkeypatch.context() as patched:
+            patched.setattr(Writer, "_ready_store", fails)
+            patched.setattr(Writer, "_close_store", fails)
+            assert await outcome_of(writer.submit(entry("a"))) is False
+            assert writer.trouble
+        while writer.trouble:
+            await flushed(writer)
+            await asyncio.sleep(0.01)
+
+    with writing(ledger) as writer:
+        asyncio.run(run(writer))
+    assert ids(ledger) == ["a"]
+
+
+def test_a_withdrawal_that_waits_alone_at_the_end_is_done_at_the_next_start(ledger: Path) -> None:
+    async def run(writer: Writer) -> None:
+        assert await outcome_of(writer.submit(entry("answered by the proxy", writer=writer.name)))
+        with locked(ledger):
+            assert await outcome_of(writer.withdraw("answered by the proxy")) is False
+            await asyncio.to_thread(writer.close)
+
+    asyncio.run(run(started(ledger)))
+    started(ledger).close()
+    assert ids(ledger) == []

@@ -6,6 +6,7 @@ nothing to another container or user, a lock does. Promises that a living writer
 cannot be opened or locked counts as alive.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -62,15 +63,23 @@ class Presence:
         # Locked under a hidden name first: under its final name the file is never seen without its lock.
         hidden = folder / f".{writer_id}-{secrets.token_hex(4)}"
         self._descriptor = open_private_file(hidden, os.O_RDWR)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        hidden.rename(self._path)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            hidden.rename(self._path)
+        except BaseException:
+            os.close(self._descriptor)
+            with contextlib.suppress(OSError):
+                hidden.unlink()
+            raise
 
     def still_marked(self) -> bool:
         """Whether the mark is still in place (somebody may have removed or replaced the ledger's folder)."""
         return self._path.exists()
 
     def leave(self) -> None:
-        self._path.unlink(missing_ok=True)
+        """Take the mark away. Call it once: the descriptor may be somebody else's afterwards."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
         os.close(self._descriptor)
 
 

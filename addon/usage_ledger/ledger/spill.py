@@ -56,10 +56,11 @@ def append(path: Path, entries: list[Entry], withdrawn: list[str]) -> list[Entry
     return refused
 
 
-def read(path: Path, at_once: int) -> Iterator[tuple[list[Entry], list[str]]]:
+def read(path: Path, at_once: int, unreadable: list[bytes]) -> Iterator[tuple[list[Entry], list[str]]]:
     """Yield the rows of a spill file in batches.
 
-    A line that cannot be read was cut by a crash or a full disk, and was never promised to anyone.
+    A line that is no JSON was cut by a crash or a full disk, and was never promised to anyone. One that is, but of
+    another shape than this version knows, is added to `unreadable`.
     """
     entries: list[Entry] = []
     withdrawn: list[str] = []
@@ -67,6 +68,9 @@ def read(path: Path, at_once: int) -> Iterator[tuple[list[Entry], list[str]]]:
         for raw in file:
             try:
                 line = _decode(raw)
+            except msgspec.ValidationError:
+                unreadable.append(raw)
+                continue
             except msgspec.MsgspecError:
                 continue
             if line.entry is not None:
@@ -78,6 +82,13 @@ def read(path: Path, at_once: int) -> Iterator[tuple[list[Entry], list[str]]]:
                 entries, withdrawn = [], []
     if entries or withdrawn:
         yield entries, withdrawn
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a spill file in which something is unreadable, so that it is kept and not read again; return its name."""
+    aside = path.with_name(path.name.replace("-spill-", "-unreadable-"))
+    path.rename(aside)
+    return aside
 
 
 def left_behind(ledger: Path, own_id: str) -> list[Path]:

@@ -158,11 +158,12 @@ class Store:
     def close(self) -> None:
         """Close the ledger; what it holds is then in its one file, wherever that was moved to."""
         with contextlib.ExitStack() as entered:
+            entered.callback(self._connection.close)
             with contextlib.suppress(OSError):  # its folder is gone, or another writer is stuck: close all the same
                 entered.enter_context(presence.alone(self.path))
+                entered.callback(self._connection.close)  # within the lock; closing twice does nothing
             if not self.is_current():
                 self._leave_its_names_to_others()
-            self._connection.close()
 
     def _leave_its_names_to_others(self) -> None:
         with contextlib.suppress(sqlite3.Error):

@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -75,7 +76,8 @@ class Writer:
         self._backlog_withdrawn: list[str] = []
         self._thread = threading.Thread(target=self._run, name="usage-ledger-writer", daemon=True)
         self._looked_at = 0.0  # monotonic seconds
-        self._trouble_since = 0.0  # monotonic seconds
+        self._trouble_since = 0.0
+        self._retry_at = 0.0
         self._spill_failed = False
         self._taken_back = 0
         self._started = False
@@ -137,13 +139,19 @@ class Writer:
             if batch is not None:
                 self._backlog += batch.entries
                 self._backlog_withdrawn += batch.withdrawn
-            written = self._write_backlog()
+            try:
+                written = self._write_backlog(at_last=not running)
+            except Exception as error:  # noqa: BLE001 - nothing may end this thread: every flow waits for it
+                self._begin_trouble(error)
+                written = False
             if batch is not None:
                 _tell(batch.outcome, written)
         self._leave()
 
-    def _write_backlog(self) -> bool:
-        """Write all that waits; True when nothing is left waiting."""
+    def _write_backlog(self, at_last: bool) -> bool:
+        """Write all that waits; True when nothing is left waiting. In trouble it is not tried for every batch."""
+        if self.trouble and time.monotonic() < self._retry_at and not at_last:
+            return False
         count = len(self._backlog)
         try:
             store = self._ready_store()
@@ -156,8 +164,9 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, rows are kept and the thread lives on
             self._close_store()  # what is repaired or replaced has to be opened anew
             self._begin_trouble(error)
-            lasted = time.monotonic() - self._trouble_since
-            if len(self._backlog) > MEMORY_ROWS or (self._backlog and lasted > MEMORY_SECONDS):
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            waits = len(self._backlog) + len(self._backlog_withdrawn)
+            if waits > MEMORY_ROWS or (waits and time.monotonic() - self._trouble_since > MEMORY_SECONDS):
                 self._spill()
             return False
         self._end_trouble(count)
@@ -205,14 +214,16 @@ class Writer:
     def _mark_presence(self) -> None:
         """Mark this writer as alive; again, where somebody has removed the mark."""
         if self._presence is None or not self._presence.still_marked():
-            if self._presence is not None:
-                self._presence.leave()
+            former, self._presence = self._presence, None
+            if former is not None:
+                former.leave()
             self._presence = Presence(self.path, self._id)
 
     def _close_store(self) -> None:
         store, self._store = self._store, None
         if store is not None:
-            store.close()
+            with contextlib.suppress(OSError, sqlite3.Error):  # what cannot be closed in order is let go
+                store.close()
 
     def _spill(self) -> None:
         """Move what waits from memory to the spill file; where that fails too, it goes on waiting in memory."""
@@ -233,11 +244,19 @@ class Writer:
         """Store the rows of spill files: what this writer could not store, and what dead writers left."""
         for path in spill.left_behind(self.path, self._id):
             count = 0
+            unreadable: list[bytes] = []
             with contextlib.suppress(FileNotFoundError):  # another proxy that started at the same time was faster
-                for entries, withdrawn in spill.read(path, at_once=500):
+                for entries, withdrawn in spill.read(path, 500, unreadable):
                     _store_all(store, entries, withdrawn)
                     count += len(entries)
-                path.unlink()
+                if unreadable:
+                    aside = spill.put_aside(path)
+                    _log.error(
+                        f"usage ledger: {len(unreadable)} row(s) of {aside} are of a shape that this version does not "
+                        "know. Rename it back for the version that wrote it"
+                    )
+                else:
+                    path.unlink()
             if count and self.trouble is None:
                 _log.warning(f"usage ledger: what {path.name} held is stored ({count} writes)")
             self._taken_back += count
@@ -259,7 +278,7 @@ class Writer:
         self._taken_back = 0
 
     def _leave(self) -> None:
-        if self._backlog:
+        if self._backlog or self._backlog_withdrawn:
             count = len(self._backlog)
             self._spill()
             if self._backlog:
@@ -268,8 +287,7 @@ class Writer:
                 _log.error(f"usage ledger: {count} row(s) wait in a spill file beside {self.path} for the next start")
         self._close_store()
         if self._presence is not None:
-            with contextlib.suppress(OSError):
-                self._presence.leave()
+            self._presence.leave()
 
     def close(self) -> None:
         """Write what waits and end the thread. Called at exit; calling it again does nothing."""

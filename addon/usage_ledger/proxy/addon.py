@@ -169,7 +169,7 @@ class UsageLedger:
 
     def _settle_what_is_over(self) -> None:
         """Settle exchanges whose flow has ended without a last hook, seen so twice: the hook may be under way."""
-        over = {key for key, exchange in _in_flight.items() if not exchange.flow.live}
+        over = {key for key, exchange in _in_flight.items() if exchange.is_over}
         for key in over & self._over:
             exchange = _in_flight.pop(key)
             exchange.settle(Ending.FINISHED if exchange.flow.error is None else exchange.ending_of_error())

@@ -48,7 +48,7 @@ class Exchange:
         self.answered_by_proxy = False
         self._body_read = False
         self._is_pending = False
-        self._left_proxy = False
+        self._left_at: float | None = None  # Unix time, seconds
         self._request_tap: RequestTap | None = None
         self._tap: ResponseTap | None = None
         self._progress: asyncio.TimerHandle | None = None
@@ -105,7 +105,7 @@ class Exchange:
 
     def has_left(self) -> None:
         """The request is on its way upstream."""
-        self._left_proxy = True
+        self._left_at = time.time()
 
     def add_streamed_body(self) -> None:
         """The body of a streamed request has passed: its row, which came first, gets what that tells."""
@@ -210,10 +210,11 @@ class Exchange:
     def _put_bodies_back(self, tap: ResponseTap | None) -> None:
         """Give the flow the bodies that streamed past, so that what saves flows saves all of it."""
         request, response = self.flow.request, self.flow.response
-        if self._request_tap is not None and request.raw_content is None:
+        if self._request_tap is not None:
             body = self._request_tap.body()
-            if len(body) <= self.settings.capture_limit:
+            if request.raw_content is None and self._request_tap.is_kept and len(body) <= self.settings.capture_limit:
                 request.raw_content = body
+            self._request_tap.clear()
         if tap is not None and response is not None and response.raw_content is None:
             if tap.is_kept:
                 response.raw_content = tap.kept()
@@ -221,6 +222,13 @@ class Exchange:
                 self.flow.comment = (self.flow.comment + " " if self.flow.comment else "") + (
                     "usage ledger: the body was longer than usage_capture_limit and was not kept"
                 )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the flow has ended. One that was killed is not live any more, and may go on to its end."""
+        killed = self.flow.error is not None and self.flow.error.msg == flow.Error.KILLED_MESSAGE
+        gone = self.flow.client_conn.state is connection.ConnectionState.CLOSED
+        return not self.flow.live and (gone or not killed)
 
     def ending_of_error(self) -> Ending:
         """Tell how an exchange ended for which mitmproxy fired `error`."""
@@ -234,9 +242,12 @@ class Exchange:
         return Ending.CLIENT_DISCONNECTED if client_left else Ending.UPSTREAM_CLOSED
 
     def _never_sent(self, message: str) -> bool:
-        server = self.flow.server_conn
+        server, error = self.flow.server_conn, self.flow.error
         connected = server.timestamp_tcp_setup is not None and (
             not server.tls or server.timestamp_tls_setup is not None
         )
         gone_before = server.timestamp_end is not None and server.timestamp_end < self.flow.request.timestamp_start
-        return not self._left_proxy or message == flow.Error.KILLED_MESSAGE or not connected or gone_before
+        if self._left_at is None or not connected or gone_before:
+            return True
+        # Killed by a script behind this one, in the same hook; a request that is killed later has been sent.
+        return message == flow.Error.KILLED_MESSAGE and error is not None and error.timestamp <= self._left_at

@@ -89,6 +89,15 @@ class RequestTap:
             self._kept.append(data)
         return data if self._inner is None else self._inner(data)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether all that passed is there."""
+        return self._left >= 0
+
     def body(self) -> bytes:
         """Return what was kept, which is nothing where the body was too long."""
         return b"".join(self._kept)
+
+    def clear(self) -> None:
+        """Keep nothing any more; the flow this sits on may live for long."""
+        self._kept.clear()
