@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -488,7 +489,7 @@ def test_in_trouble_the_ledger_is_not_opened_for_every_row(ledger: Path, monkeyp
     with writing(ledger) as writer:
         asyncio.run(run(writer))
         during = opened[:]
-    assert all(later - earlier >= RETRY_SECONDS for earlier, later in zip(during, during[1:], strict=False))
+    assert all(later - earlier >= RETRY_SECONDS for earlier, later in pairwise(during))
 
 
 def test_a_folder_taken_away_from_its_user_and_given_back_is_trouble_that_ends(

@@ -1,5 +1,6 @@
 """Other scripts and mitmproxy's own features beside the meter: they answer, kill, stream, fail; the row is right."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from scripts.fake_console import NORMAL, FakeConsole
+from scripts.fake_console import NORMAL, SSE, FakeConsole, Reply, Request, streaming
 from scripts.real_proxy import ADDON, Proxy, replay, rows_of, settled_rows, wait_until
 
 KEY = {"x-api-key": "sk-ant-api03-R2D2secretsecretsecretsecretsecretigAA"}
@@ -254,3 +255,52 @@ def test_a_key_in_the_path_or_in_other_names_is_stored_as_its_hint(
     assert row["path"] == "/sk-ant-api03-R2D...igAA/v1/messages"
     assert row["tag"] == row["session_id"] == "sk-ant-api03-R2D...igAA"
     assert key not in json.dumps(row)
+
+
+KILLS_LATER = "def request(flow):\n    asyncio.get_running_loop().call_later(0.3, flow.kill)\n"
+
+
+def test_a_request_that_is_killed_while_upstream_thinks_was_sent(
+    console: FakeConsole, start_proxy: Callable[..., Proxy], other: Callable[[str], Path]
+) -> None:
+    async def thinks(request: Request, reply: Reply) -> None:
+        await asyncio.sleep(1)
+        await streaming(NORMAL)(request, reply)
+
+    console.scenarios["thinks"] = thinks
+    proxy = start_proxy(*after(other(KILLS_LATER)))
+    with suppress(httpx.TransportError):
+        httpx.post(f"{proxy.address}/v1/messages", headers={"x-scenario": "thinks", **KEY}, json={}, timeout=20)
+    assert console.received.total() == 1
+    (row,) = settled_rows(proxy.ledger, 1)
+    assert row["usage_state"] != "none"
+    assert "_not_sent" not in row["metadata"]
+    assert row["usage_state"] == "complete" or row["requires_manual_review"] == 1
+
+
+def test_a_stream_that_is_killed_and_runs_on_to_its_end_has_its_final_usage(
+    console: FakeConsole, start_proxy: Callable[..., Proxy], other: Callable[[str], Path]
+) -> None:
+    """mitmproxy looks at kills between hooks only, so a stream that has begun may go on for long."""
+
+    async def slow(request: Request, reply: Reply) -> None:
+        await reply.start(200, SSE)
+        for piece in NORMAL:
+            await reply.send(piece)
+            await asyncio.sleep(0.4)
+        await reply.end()
+
+    console.scenarios["slow"] = slow
+    proxy = start_proxy(*after(other(KILLS_LATER)))
+    received = b""
+    with (
+        suppress(httpx.TransportError),
+        httpx.stream(
+            "POST", f"{proxy.address}/v1/messages", headers={"x-scenario": "slow", **KEY}, json={}, timeout=20
+        ) as answer,
+    ):
+        for chunk in answer.iter_raw():
+            received += chunk
+    (row,) = settled_rows(proxy.ledger, 1)
+    assert (row["usage_state"] == "complete") == (b"message_stop" in received)
+    assert (row["output_tokens"] == 42) == (b"message_delta" in received)
