@@ -12,6 +12,13 @@ MAJOR = 1
 """`PRAGMA user_version`: a ledger with a higher one was made by a program this one must not write for."""
 
 
+# One statement, so that all of it is read at one moment, also while another process makes the ledger.
+_MARKS = """
+    SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
+    FROM pragma_application_id, pragma_user_version
+"""
+
+
 class LedgerError(Exception):
     """A ledger that cannot be used; the message is one line that says what to do."""
 
@@ -19,9 +26,7 @@ class LedgerError(Exception):
 def check_marks(connection: sqlite3.Connection, path: object) -> bool:
     """Return whether the database is a ledger (False: it is empty); raise `LedgerError` where it is something else."""
     try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        major = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        application, major, tables = connection.execute(_MARKS).fetchone()
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
