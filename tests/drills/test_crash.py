@@ -70,6 +70,7 @@ def test_killed_after_its_streams_were_open_for_a_while(
     assert slow_rows(ledger) == [("partial", "proxy_stopped", True)] * AT_ONCE
 
 
+@pytest.mark.parametrize("durability", ["full", "normal"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_with_streams_in_flight(
     console: FakeConsole,
@@ -77,9 +78,10 @@ def test_stopped_with_streams_in_flight(
     ledger: Path,
     books_match: Callable[..., int],
     how: signal.Signals,
+    durability: str,
 ) -> None:
     traffic.SlowStreams(console)
-    proxy = start_proxy()
+    proxy = start_proxy("--set", f"usage_durability={durability}")
     with traffic.open_streams(proxy.port, AT_ONCE):
         proxy.stop(how)
     assert books_match(console, ledger) == AT_ONCE
