@@ -112,19 +112,15 @@ def with_hypothesis(seconds: int) -> None:
     print(f"{rounds} rounds of 500 inputs: nothing found")
 
 
-def main() -> int:
-    seconds = sys.argv[1] if len(sys.argv) > 1 else "60"
-    if not seconds.isdigit() or int(seconds) < 1 or len(sys.argv) > 2:
-        print("usage: ./scripts/fuzz [SECONDS]", file=sys.stderr)
-        return 2
+def main() -> None:
+    seconds = int(sys.argv[1])
     if importlib.util.find_spec("atheris"):
         print(f"fuzzing with atheris for {seconds} s")
-        with_atheris(int(seconds))
+        with_atheris(seconds)
     else:
         print(f"fuzzing with Hypothesis for {seconds} s")
-        with_hypothesis(int(seconds))
-    return 0
+        with_hypothesis(seconds)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

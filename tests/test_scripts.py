@@ -104,3 +104,23 @@ def test_every_dependency_is_held_by_the_constraints() -> None:
 def _constraints() -> list[str]:
     lines = (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["0"], ["-1"], ["5", "6"]])
+def test_fuzzing_for_no_number_of_seconds_is_refused_in_one_line(arguments: list[str]) -> None:
+    done = subprocess.run([ROOT / "scripts" / "fuzz", *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "usage: ./scripts/fuzz [SECONDS]\n")
+
+
+def test_the_fuzz_target_runs_and_finds_nothing_in_a_moment(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.fuzz_reader", "2"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fuzzing with" in done.stdout

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from usage_ledger.ledger import presence
+from usage_ledger.ledger import presence, spill
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 from usage_ledger.ledger.writer import Writer
@@ -147,6 +147,38 @@ def test_a_ledger_removed_while_a_batch_is_written_gets_the_batch_again(
     asyncio.run(write(writers[0], "once"))
     assert removed
     assert ids(ledger) == {"once"}
+
+
+def test_a_ledger_removed_while_spilled_rows_are_stored_gets_them_again(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spill file goes only once its rows are in the file that stays."""
+    real = Store.write
+    removed = []
+
+    def write_and_lose(self: Store, entries: list[Entry], withdrawn: list[str]) -> None:
+        real(self, entries, withdrawn)
+        if not removed:
+            removed.append(True)
+            remove_all(ledger)
+
+    spilled = spill.spill_path(ledger, "0a1b2c3d4e5f")
+    spill.append(spilled, [entry("spilled")], [])
+    aside = spilled.rename(ledger.with_name("aside"))  # `remove_all` takes what begins like the ledger
+    monkeypatch.setattr(spill, "left_behind", lambda *_: [aside] if aside.exists() else [])
+    monkeypatch.setattr(Store, "write", write_and_lose)
+    writer = Writer(ledger, "full")
+    writer.start()
+
+    async def run() -> None:
+        while not await asyncio.shield(writer.submit(entry("later"))):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    writer.close()
+    assert removed
+    assert not aside.exists()
+    assert ids(ledger) == {"spilled", "later"}
 
 
 def test_files_that_change_at_every_look_are_trouble_and_keep_the_rows(

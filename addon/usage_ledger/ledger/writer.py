@@ -249,6 +249,8 @@ class Writer:
                 for entries, withdrawn in spill.read(path, 500, unreadable):
                     _store_all(store, entries, withdrawn)
                     count += len(entries)
+                if not store.is_current():
+                    raise LedgerError("its files were removed or replaced while spilled rows were stored")
                 if unreadable:
                     aside = spill.put_aside(path)
                     _log.error(

@@ -117,7 +117,7 @@ class UsageLedger:
             blocked = exchange.settings.block and exchange.writer.trouble is not None
             if blocked or (not await exchange.write_pending() and exchange.settings.block):
                 exchange.refuse()
-        elif flow.live and flow.response is not None:
+        elif flow.live and flow.response is not None and self._is_chosen(flow):
             flow.metadata[METADATA] = {"answered_by_proxy": True}
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
