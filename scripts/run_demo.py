@@ -116,7 +116,11 @@ def save(capture: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         ledger = Path(name) / "usage.db"
         replay(capture, ledger)
-        rows = [{name: value for name, value in row.items() if name != "writer"} for row in rows_of(ledger)]
+        # Which versions of what wrote and priced a row is not the capture's to say.
+        rows = [
+            {name: value for name, value in row.items() if name not in ("writer", "price_source")}
+            for row in rows_of(ledger)
+        ]
     (folder / "demo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     say(f"  saved in {folder}")
 

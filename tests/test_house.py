@@ -15,11 +15,23 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
 NEVER = {
     # Whoever opens one of these rooms does not pay for (nor depend on) these.
-    "messages": {"mitmproxy", "sqlite3", "sqlite_utils", "click", "usage_ledger.ledger", "usage_ledger.proxy"},
-    "ledger": {"mitmproxy", "click", "usage_ledger.messages", "usage_ledger.proxy", "usage_ledger.cli"},
+    "messages": {
+        *("mitmproxy", "sqlite3", "sqlite_utils", "click", "genai_prices"),
+        *("usage_ledger.ledger", "usage_ledger.prices", "usage_ledger.proxy", "usage_ledger.cli"),
+    },
+    "prices": {
+        *("mitmproxy", "sqlite3", "sqlite_utils", "click"),
+        *("usage_ledger.messages", "usage_ledger.proxy", "usage_ledger.cli"),
+    },
+    "ledger": {
+        *("mitmproxy", "click", "genai_prices"),
+        *("usage_ledger.messages", "usage_ledger.prices", "usage_ledger.proxy", "usage_ledger.cli"),
+    },
     "cli": {"mitmproxy", "sqlite3", "sqlite_utils", "usage_ledger.proxy"},
     "proxy": {"sqlite3", "sqlite_utils", "click", "usage_ledger.cli"},
 }
+
+HEAVY = ["mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic", "genai_prices", "asyncio"]
 
 
 def name_of(path: Path) -> str:
@@ -66,7 +78,7 @@ def test_each_module_says_which_room_it_is_in(path: Path) -> None:
 
 
 def test_every_room_is_a_package() -> None:
-    assert {"cli", "ledger", "messages", "proxy"} <= set(ROOMS)
+    assert {"cli", "ledger", "messages", "prices", "proxy"} <= set(ROOMS)
 
 
 def test_the_script_is_a_door_and_nothing_else() -> None:
@@ -93,13 +105,15 @@ def loaded_by_command(*arguments: str) -> set[str]:
     return loaded_by(f"from usage_ledger.cli.main import run\ntry: run({arguments!r})\nexcept SystemExit: pass")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("rows", "--help"), ("export", "--help")])
-@pytest.mark.parametrize("heavy", ["mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic", "asyncio"])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), *((name, "--help") for name in ("rows", "export", "price"))]
+)
+@pytest.mark.parametrize("heavy", HEAVY)
 def test_asking_for_help_loads_nothing_heavy(arguments: tuple[str, ...], heavy: str) -> None:
     assert heavy not in loaded_by_command(*arguments)
 
 
-@pytest.mark.parametrize("heavy", ["mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic"])
+@pytest.mark.parametrize("heavy", [name for name in HEAVY if name != "asyncio"])
 def test_reading_loads_nothing_that_only_writing_needs(tmp_path: Path, heavy: str) -> None:
     writing = "from usage_ledger.ledger.store import Store; from pathlib import Path"
     path = tmp_path / "usage.db"

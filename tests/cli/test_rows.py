@@ -161,8 +161,11 @@ def test_a_very_wide_terminal_is_not_filled_for_its_own_sake(ledger: Path) -> No
     [
         (40, ["time (UTC)", "model", "state"]),
         (57, ["time (UTC)", "model", "in", "out", "state"]),
-        (80, ["time (UTC)", "model", "in", "out", "state"]),
-        (130, ["time (UTC)", "model", "in", "out", "cache w", "cache r", "total", "state", "review", "http"]),
+        (80, ["time (UTC)", "model", "in", "out", "cost USD", "state"]),
+        (
+            132,
+            ["time (UTC)", "model", "in", "out", "cache w", "cache r", "total", "cost USD", "state", "review", "http"],
+        ),
         (200, ["time (UTC)", "cache r", "review", "http", "account", "id"]),
     ],
 )
@@ -177,6 +180,17 @@ def test_cells_stand_under_their_headings(ledger: Path) -> None:
     header, *lines = run(ledger).stdout.splitlines()
     for heading, value in (("state", "complete"), ("state", "partial"), ("http", "200"), ("model", "claude-opus")):
         assert any(line[header.index(heading) :].startswith(value) for line in lines), heading
+
+
+def test_the_list_price_of_a_subscription_is_told_from_what_is_billed(tmp_path: Path) -> None:
+    costs = {"api_key": "0.001641", "oauth": "0.25", "other": None}
+    told = [record(4 * n, credential_kind=kind, total_cost=cost) for n, (kind, cost) in enumerate(costs.items())]
+    lines = shown(fill(tmp_path / "usage.db", *told), columns=80)
+    assert [line.split("1234567")[-1].split() for line in lines] == [
+        ["0.001641", "complete"],
+        ["list", "0.25", "complete"],
+        ["complete"],
+    ]
 
 
 def test_a_row_says_when_what_and_how_much(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import open_for_reading
-from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
 
 ODD_NAMES = ["usage?mode=rw.db", "usage#1.db", "100%25 usage.db", "bücher 📊.db", "a'b\"c.db"]
@@ -329,3 +330,34 @@ def test_what_is_no_ledger_is_refused_in_one_line_and_left_alone(tmp_path: Path,
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
     assert traces(tmp_path) == before
+
+
+def test_totals_keep_subscriptions_apart_and_say_what_they_leave_out(tmp_path: Path) -> None:
+    path = fill(
+        tmp_path / "usage.db",
+        record("a", usage_state="complete", total_cost="0.1", credential_kind="api_key"),
+        record("b", usage_state="complete", total_cost="0.2", credential_kind="none", model="other"),
+        record("c", usage_state="complete", total_cost="0.4", credential_kind="oauth"),
+        record("d", usage_state="none", total_cost="0"),
+        record("e", usage_state="complete", total_cost=None),
+        record("f", usage_state="complete", total_cost="not money"),
+        record("g", usage_state="partial"),
+        record("h", usage_state="pending"),
+        record("i", usage_state="missing", metadata='{"_manually_updated":true}'),
+    )
+    with open_for_reading(path) as ledger:
+        totals = ledger.totals(Filters())
+        assert totals == (9, Decimal("0.3"), Decimal("0.4"), 3, 2)
+        assert ledger.totals(Filters(models=("other",))) == (1, Decimal("0.2"), 0, 0, 0)
+        assert ledger.totals(Filters(models=("none",))) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "known"),
+    [("claude-opus-5-5", True), ("claude-*", True), ("advisor", True), ("claude", False), ("?*", False)],
+)
+def test_a_model_is_known_where_a_row_or_an_iteration_has_it(tmp_path: Path, pattern: str, known: bool) -> None:
+    with closing(Store(tmp_path / "usage.db", "normal", "abc")) as store:
+        store.write([Entry(record("a", model="claude-opus-5-5"), [IterationRow("a", 0, None, "advisor", 1)])], [])
+    with open_for_reading(tmp_path / "usage.db") as ledger:
+        assert ledger.has_model(pattern) is known

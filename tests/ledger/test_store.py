@@ -399,8 +399,8 @@ def test_probing_leaves_the_version_of_a_ledger_that_a_newer_program_took_over(b
 @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("normal", 1)])
 def test_durability_is_sqlites_synchronous(tmp_path: Path, durability: str, synchronous: int) -> None:
     with closing(Store(tmp_path / "other.db", durability, "aaaaaaaaaaaa")) as store:
-        assert store._connection.execute("PRAGMA synchronous").fetchone() == (synchronous,)
-        assert store._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store.connection.execute("PRAGMA synchronous").fetchone() == (synchronous,)
+        assert store.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 # The dead and the living.

@@ -652,3 +652,15 @@ def test_names_from_upstream_are_made_safe() -> None:
     assert verdict.message_id is not None
     assert verdict.message_id.isprintable()
     assert len(verdict.message_id) <= 128
+
+
+def test_several_models_in_one_body_are_named() -> None:
+    """Whose tokens are whose is not told, so no price fits; one model under several messages needs no mention."""
+    other = [piece.replace(b"msg_fake", b"msg_other") for piece in NORMAL]
+    assert "models" not in judge([*NORMAL, *other]).metadata
+    another = [piece.replace(b"claude-sonnet-4-6", b"claude-haiku-4-5") for piece in other]
+    verdict = judge([*NORMAL, *another])
+    assert (verdict.reason, verdict.metadata["models"]) == (
+        Reason.MULTIPLE_MESSAGES,
+        ["claude-haiku-4-5", "claude-sonnet-4-6"],
+    )

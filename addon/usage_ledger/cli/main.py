@@ -15,6 +15,7 @@ import click
 from usage_ledger import __version__
 from usage_ledger.cli.export import export
 from usage_ledger.cli.output import on_one_line
+from usage_ledger.cli.price import price
 from usage_ledger.cli.rows import rows
 from usage_ledger.ledger.marks import LedgerError
 
@@ -54,6 +55,7 @@ def main() -> None:
 
 
 main.add_command(export)
+main.add_command(price)
 main.add_command(rows)
 
 

@@ -37,21 +37,30 @@ def _time(value: Any) -> str:
     return _text(value)[:19].replace("T", " ")
 
 
+def _as_list_price(cell: str, name: str) -> str:
+    """Tell the list price of what a subscription pays for from what is billed."""
+    return f"list {cell}" if name == "total_cost" and cell else cell
+
+
 _COLUMNS = (
     _Column("time (UTC)", "occurred_at", 19, _time),
     _Column("model", "model", 20, _text),
     _Column("in", "input_tokens", 8, _text, 57),
     _Column("out", "output_tokens", 7, _text, 57),
-    _Column("cache w", "cache_creation_input_tokens", 8, _text, 104),
-    _Column("cache r", "cache_read_input_tokens", 8, _text, 104),
-    _Column("total", "total_tokens", 9, _text, 114),
+    _Column("cache w", "cache_creation_input_tokens", 8, _text, 116),
+    _Column("cache r", "cache_read_input_tokens", 8, _text, 116),
+    _Column("total", "total_tokens", 9, _text, 126),
+    _Column("cost USD", "total_cost", 12, _text, 79),
     _Column("state", "usage_state", 8, _text),
-    _Column("review", "review_reason", 19, _text, 96),
-    _Column("http", "http_status", 4, _text, 125),
-    _Column("account", "account_id", 20, _text, 150),
-    _Column("id", "id", 26, _text, 178),
+    _Column("review", "review_reason", 19, _text, 99),
+    _Column("http", "http_status", 4, _text, 132),
+    _Column("account", "account_id", 20, _text, 153),
+    _Column("id", "id", 26, _text, 180),
 )
-_RIGHT = {"input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "total_tokens"}
+_RIGHT = {
+    *("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "total_tokens"),
+    "total_cost",
+}
 
 
 @click.command()
@@ -68,6 +77,8 @@ _RIGHT = {"input_tokens", "output_tokens", "cache_creation_input_tokens", "cache
 def rows(db: Path, limit: int, **filters: Any) -> None:
     """Show the newest rows, oldest of them first.
 
+    Costs of subscriptions are list prices, which are on no bill, and say so.
+
     \b
     Examples:
       usage-ledger rows
@@ -76,7 +87,7 @@ def rows(db: Path, limit: int, **filters: Any) -> None:
     """
     columns = _columns_for(min(shutil.get_terminal_size((120, 24)).columns, WIDTH_LIMIT))
     # A narrow terminal has no room for the reason, so a flagged row is marked instead.
-    names = [*(column.name for column in columns), "requires_manual_review"]
+    names = [*(column.name for column in columns), "credential_kind", "requires_manual_review"]
     with open_for_reading(db) as ledger:
         found = ledger.rows(filters_from(filters), names, last=limit or None)
         out = for_people()
@@ -87,6 +98,8 @@ def rows(db: Path, limit: int, **filters: Any) -> None:
         for row in found:
             count += 1
             shown = [column.show(value) for column, value in zip(columns, row, strict=False)]
+            if row[-2] == "oauth":
+                shown = [_as_list_price(cell, column.name) for cell, column in zip(shown, columns, strict=True)]
             line = _line(shown, columns, out.encoding)
             out.write((click.style(line, fg="yellow") if colours and row[-1] else line) + "\n")
     if not count:

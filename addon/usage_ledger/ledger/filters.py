@@ -7,6 +7,13 @@ import dataclasses
 import re
 from datetime import UTC, datetime, timedelta
 
+FINAL = """(usage_state = 'complete'
+    OR CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$._manually_updated') END IS 1)"""
+"""SQL: rows whose usage is final, said by upstream or corrected by a person. Only these are priced."""
+
+UNPRICED = f"money(total_cost) IS NULL AND {FINAL}"
+"""SQL: rows that could have a cost and have none (`money` is the reader's function)."""
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO = re.compile(r"(\d{1,6})([smhdw])")
 
@@ -42,20 +49,20 @@ class Filters:
             ("usage_state", self.states),
         ):
             if wanted:
-                conditions.append("(" + " OR ".join(_matches(column, value) for value in wanted) + ")")
-                values += [_pattern(value) if "*" in value else value for value in wanted]
+                found = [matches(column, value) for value in wanted]
+                conditions.append("(" + " OR ".join(condition for condition, _ in found) + ")")
+                values += [value for _, value in found]
         if self.flagged:
             conditions.append("requires_manual_review = 1")
         return " AND ".join(conditions), values
 
 
-def _matches(column: str, value: str) -> str:
-    return f"{column} GLOB ?" if "*" in value else f"{column} = ?"
-
-
-def _pattern(value: str) -> str:
-    """Leave `*` its meaning in GLOB, and take theirs from the other special characters."""
-    return re.sub(r"[\[?]", lambda found: f"[{found[0]}]", value)
+def matches(column: str, wanted: str) -> tuple[str, str]:
+    """Return an SQL condition that a column is what is wanted, and the value to bind; `*` stands for any characters."""
+    if "*" not in wanted:
+        return f"{column} = ?", wanted
+    # Leave `*` its meaning in GLOB, and take theirs from the other special characters.
+    return f"{column} GLOB ?", re.sub(r"[\[?]", lambda found: f"[{found[0]}]", wanted)
 
 
 def as_moment(text: str, now: datetime | None = None) -> str:

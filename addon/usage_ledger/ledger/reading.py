@@ -6,18 +6,21 @@ rows. Where a killed writer has left a -wal file, SQLite may move its rows into 
 writer would.
 """
 
+import json
 import math
 import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from usage_ledger.ledger import money
 from usage_ledger.ledger.columns import COLUMNS
-from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.filters import FINAL, UNPRICED, Filters, matches
 from usage_ledger.ledger.marks import LedgerError, check_marks
 
 BUSY_SECONDS = 10.0
@@ -79,7 +82,6 @@ def _checked(address: str, path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         connection.execute("PRAGMA query_only = 1")  # also where it is open for writing
-        connection.text_factory = _text
         if not check_marks(connection, path):
             raise LedgerError(f"{path} is empty and not a usage ledger; name another with --db")
     except BaseException:
@@ -88,11 +90,27 @@ def _checked(address: str, path: Path) -> sqlite3.Connection:
     return connection
 
 
+class Totals(NamedTuple):
+    """What rows cost in USD, and how many of them that leaves out.
+
+    `billed` is what is billed by tokens; `subscription` is the list price of what subscriptions (`oauth`) pay for
+    otherwise. `unpriced` rows have final usage and no price; `unsettled` ones have no final usage.
+    """
+
+    requests: int
+    billed: Decimal
+    subscription: Decimal
+    unpriced: int
+    unsettled: int
+
+
 class Reader:
     """An open ledger that can only be read."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        connection.text_factory = _text
+        money.register(connection)
 
     def rows(self, filters: Filters, columns: Sequence[str], last: int | None = None) -> Iterator[tuple[Any, ...]]:
         """Return an iterator over the rows that match, oldest first; with `last`, only so many of the newest.
@@ -110,6 +128,68 @@ class Reader:
         found = self._connection.execute(select, values)
         first = found.fetchone()
         return map(_plain, chain([] if first is None else [first], found))
+
+    def pages(self, filters: Filters, condition: str, columns: Sequence[str], size: int) -> Iterator[list[Any]]:
+        """Return rows that match and fulfil an SQL condition of this package, oldest first, `size` at a time.
+
+        Each page is read for itself, so that nothing is held open while the caller writes. `columns` begins with
+        `occurred_at` and `id`.
+        """
+        where, values = filters.where()
+        names = ", ".join(columns)
+        last = ("", "")
+        while True:
+            page = self._connection.execute(
+                f"SELECT {names} FROM {self._table()} WHERE {where} AND {condition} AND (occurred_at, id) > (?, ?) "
+                f"ORDER BY occurred_at, id LIMIT {size}",
+                (*values, *last),
+            ).fetchall()
+            if not page:
+                return
+            last = (page[-1][0], page[-1][1])
+            yield page
+
+    def count(self, filters: Filters, condition: str) -> int:
+        """Return how many rows match and fulfil an SQL condition of this package."""
+        where, values = filters.where()
+        found = self._connection.execute(
+            f"SELECT count(*) FROM {self._table()} WHERE {where} AND {condition}", values
+        ).fetchone()
+        return int(found[0])
+
+    def iterations(self, record_ids: Sequence[str], columns: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return the iterations of these rows, in the order in which they ran."""
+        return self._connection.execute(
+            f"SELECT {', '.join(columns)} FROM usage_iterations WHERE record_id IN (SELECT value FROM json_each(?)) "
+            "ORDER BY record_id, position",
+            (json.dumps(record_ids),),
+        ).fetchall()
+
+    def has_model(self, pattern: str) -> bool:
+        """Whether any row or iteration is of a model with this name, in which `*` stands for any characters."""
+        condition, value = matches("model", pattern)
+        found = self._connection.execute(
+            f"SELECT EXISTS (SELECT 1 FROM usage_records WHERE {condition}) "
+            f"OR EXISTS (SELECT 1 FROM usage_iterations WHERE {condition})",
+            (value, value),
+        ).fetchone()
+        return bool(found[0])
+
+    def totals(self, filters: Filters) -> Totals:
+        """Add up what the rows that match cost."""
+        where, values = filters.where()
+        requests, billed, subscription, unpriced, unsettled = self._connection.execute(
+            f"""
+            SELECT count(*),
+                coalesce(money_sum(CASE WHEN credential_kind IS NOT 'oauth' THEN total_cost END), '0'),
+                coalesce(money_sum(CASE WHEN credential_kind IS 'oauth' THEN total_cost END), '0'),
+                count(*) FILTER (WHERE {UNPRICED}),
+                count(*) FILTER (WHERE money(total_cost) IS NULL AND NOT {FINAL})
+            FROM {self._table()} WHERE {where}
+            """,
+            values,
+        ).fetchone()
+        return Totals(requests, Decimal(billed), Decimal(subscription), unpriced, unsettled)
 
     def _table(self) -> str:
         """Return the table to select from, with a NULL for each column that an older ledger does not have.

@@ -1,8 +1,7 @@
 """The ledger's schema, as append-only migrations.
 
 Room: ledger, the only place that knows the schema. Imports the standard library, `sqlite-utils` and `marks`. Promises
-that
-migrations are additive within a major version, so that old and new proxies write to one ledger during an upgrade.
+that migrations are additive within a major version, so that old and new proxies write to one ledger during an upgrade.
 SQLite from 3.40 on will do.
 """
 
@@ -104,6 +103,46 @@ def create_usage_records(database: Database) -> None:
         "CREATE INDEX usage_records_flagged ON usage_records(occurred_at) WHERE requires_manual_review = 1"
     )
     database.execute("CREATE INDEX usage_records_pending ON usage_records(writer) WHERE usage_state = 'pending'")
+
+
+@_migrations()
+def create_usage_revisions(database: Database) -> None:
+    """The trail: what changed a row after it was settled. It only ever grows, and each entry vouches for the last."""
+    database.execute(
+        """
+        CREATE TABLE usage_revisions (
+            position INTEGER PRIMARY KEY NOT NULL,
+            revised_at TEXT NOT NULL,
+            revised_by TEXT NOT NULL,
+            source TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            record_id TEXT,
+            before TEXT NOT NULL,
+            after TEXT NOT NULL,
+            hash TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    database.execute("CREATE INDEX usage_revisions_record_id ON usage_revisions(record_id) WHERE record_id IS NOT NULL")
+    for name, event in (("stay", "UPDATE"), ("remain", "DELETE")):
+        database.execute(
+            f"""
+            CREATE TRIGGER usage_revisions_{name} BEFORE {event} ON usage_revisions
+            BEGIN
+                SELECT raise(ABORT, 'usage_revisions is append-only');
+            END
+            """
+        )
+    # Without this, INSERT OR REPLACE would take an entry's place, for which SQLite fires no trigger of DELETE.
+    database.execute(
+        """
+        CREATE TRIGGER usage_revisions_follow BEFORE INSERT ON usage_revisions
+        WHEN new.position IS NOT (SELECT coalesce(max(position), 0) + 1 FROM usage_revisions)
+        BEGIN
+            SELECT raise(ABORT, 'an entry of usage_revisions follows the last one');
+        END
+        """
+    )
 
 
 def migrate(connection: sqlite3.Connection) -> None:

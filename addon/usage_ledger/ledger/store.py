@@ -7,6 +7,7 @@ not at all, that files are private, and that opening a ledger settles the rows t
 import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -31,20 +32,20 @@ class Store:
     belongs to a file that is gone is never left to the next.
     """
 
-    def __init__(self, path: Path, durability: str, writer_id: str) -> None:
+    def __init__(self, path: Path, durability: str, writer_id: str, busy_ms: int = BUSY_MS) -> None:
         self.path = path
         self._names = [str(path), *map(str, _sidecars(path))]
         self._writer_id = writer_id
         make_private_folder(path.parent)
         with presence.alone(path):
             self._make_file()
-            self._connection = sqlite3.connect(
-                path, isolation_level=None, timeout=BUSY_MS / 1000, check_same_thread=False
+            self.connection = sqlite3.connect(
+                path, isolation_level=None, timeout=busy_ms / 1000, check_same_thread=False
             )
             try:
                 self._prepare(durability)
             except BaseException:
-                self._connection.close()
+                self.connection.close()
                 raise
             self._files = [_identity(name) for name in self._names]
 
@@ -60,7 +61,7 @@ class Store:
                 os.close(make_private_file(self.path, os.O_RDWR))
 
     def _prepare(self, durability: str) -> None:
-        connection = self._connection
+        connection = self.connection
         migrate(connection)
         connection.execute("PRAGMA journal_mode = WAL")
         self.set_durability(durability)
@@ -69,7 +70,7 @@ class Store:
 
     def set_durability(self, durability: str) -> None:
         self.durability = durability
-        self._connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        self.connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
 
     def is_current(self) -> bool:
         """Whether the paths of the file and of its -wal still lead to those that are open here."""
@@ -81,8 +82,7 @@ class Store:
         if not withdrawn and all(map(_is_plain, entries)):
             self._upsert(entries)
             return
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self.transaction():
             for plain, run in groupby(entries, _is_plain):
                 if plain:
                     self._upsert(list(run))
@@ -90,30 +90,37 @@ class Store:
                     for entry in run:
                         self._write_special(entry)
             if withdrawn:
-                self._connection.execute(statements.WITHDRAW, (_as_json(withdrawn),))
+                self.connection.execute(statements.WITHDRAW, (_as_json(withdrawn),))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Keep other writers out, and commit all that is done meanwhile, or nothing of it."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            self.connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
+        self.connection.execute("COMMIT")
 
     def _upsert(self, entries: list[Entry]) -> None:
-        self._connection.execute(statements.UPSERT, (_as_json([entry.record for entry in entries]),))
+        self.connection.execute(statements.UPSERT, (_as_json([entry.record for entry in entries]),))
 
     def _write_special(self, entry: Entry) -> None:
         """Write an entry that has to find its row first, may only add one, or has iterations."""
         if entry.identify:
             self._identify(entry)
         statement = statements.INSERT_NEW if entry.only_new else statements.UPSERT
-        changed = self._connection.execute(f"{statement} RETURNING id", (_as_json([entry.record]),)).fetchall()
+        changed = self.connection.execute(f"{statement} RETURNING id", (_as_json([entry.record]),)).fetchall()
         if changed and entry.iterations:
-            self._connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
+            self.connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
 
     def _find_aliases(self, entries: list[Entry]) -> None:
         """Give an entry without a row the id of the row that a HAR of the same flow has made."""
         aliased = [(entry.alias, entry) for entry in entries if entry.alias is not None]
         if aliased:
             ids = [each for alias, entry in aliased for each in (alias, entry.record.id)]
-            found = {row[0] for row in self._connection.execute(statements.FIND_IDS, (_as_json(ids),))}
+            found = {row[0] for row in self.connection.execute(statements.FIND_IDS, (_as_json(ids),))}
             for alias, entry in aliased:
                 if alias in found and entry.record.id not in found:
                     _rename(entry, alias)
@@ -129,46 +136,41 @@ class Store:
                 (record.occurred_at, record.host, record.path, record.request_id, record.message_id),
             ),
         ):
-            found = self._connection.execute(statement, values).fetchone() if values[0] else None
+            found = self.connection.execute(statement, values).fetchone() if values[0] else None
             if found:
                 _rename(entry, found[0])
                 return
 
     def probe(self) -> None:
         """Find out whether the ledger can be written, by writing something that changes nothing."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            self._connection.execute(f"PRAGMA user_version = {version}")  # writes a page, which a full disk refuses
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+        with self.transaction():
+            version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+            self.connection.execute(f"PRAGMA user_version = {version}")  # writes a page, which a full disk refuses
 
     def settle_dead_writers(self) -> int:
         """Settle the pending rows of writers that no longer run; return how many there were."""
         settled = 0
-        for (writer,) in self._connection.execute(statements.PENDING_WRITERS).fetchall():
+        for (writer,) in self.connection.execute(statements.PENDING_WRITERS).fetchall():
             writer_id = writer.rpartition(" ")[2]
             if writer_id != self._writer_id and not presence.is_alive(self.path, writer_id):
-                settled += self._connection.execute(statements.SETTLE_DEAD, (writer,)).rowcount
+                settled += self.connection.execute(statements.SETTLE_DEAD, (writer,)).rowcount
         presence.forget_dead_writers(self.path)
         return settled
 
     def close(self) -> None:
         """Close the ledger; what it holds is then in its one file, wherever that was moved to."""
         with contextlib.ExitStack() as entered:
-            entered.callback(self._connection.close)
+            entered.callback(self.connection.close)
             with contextlib.suppress(OSError):  # its folder is gone, or another writer is stuck: close all the same
                 entered.enter_context(presence.alone(self.path))
-                entered.callback(self._connection.close)  # within the lock; closing twice does nothing
+                entered.callback(self.connection.close)  # within the lock; closing twice does nothing
             if not self.is_current():
                 self._leave_its_names_to_others()
 
     def _leave_its_names_to_others(self) -> None:
         with contextlib.suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         for name, own in zip(self._names[1:], self._files[1:], strict=True):
             if own is not None and _identity(name) == own:
                 with contextlib.suppress(OSError):

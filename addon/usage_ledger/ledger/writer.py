@@ -9,6 +9,7 @@ Room: ledger. Imports the standard library and its neighbours in this room; know
   when the trouble is over or by the next start. The future then says False at once, so that no flow waits for a broken
   disk.
 - Trouble is told once when it begins and once when it ends.
+- Rows are priced here, off the event loop, by what `price` is set to; where that fails, rows are written without.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from usage_ledger import __version__
@@ -64,6 +66,7 @@ class Writer:
     def __init__(self, path: Path, durability: str) -> None:
         self.path = path
         self.durability = durability
+        self.price: Callable[[Entry], None] = _no_price
         self.trouble: str | None = None
         self._id = new_writer_id()
         self.name = f"{__version__} {self._id}"
@@ -79,6 +82,7 @@ class Writer:
         self._trouble_since = 0.0
         self._retry_at = 0.0
         self._spill_failed = False
+        self._pricing_failed = False
         self._taken_back = 0
         self._started = False
         atexit.register(self.close)
@@ -137,6 +141,7 @@ class Writer:
             with self._lock:
                 batch, self._open = self._open, None
             if batch is not None:
+                self._price_all(batch.entries)
                 self._backlog += batch.entries
                 self._backlog_withdrawn += batch.withdrawn
             try:
@@ -147,6 +152,19 @@ class Writer:
             if batch is not None:
                 _tell(batch.outcome, written)
         self._leave()
+
+    def _price_all(self, entries: list[Entry]) -> None:
+        """Let rows that are about to be written get their cost. Whatever that does, the rows are written."""
+        for entry in entries:
+            try:
+                self.price(entry)
+            except Exception as error:  # noqa: BLE001 - a price is worth less than the row
+                if not self._pricing_failed:
+                    self._pricing_failed = True
+                    _log.error(
+                        f"usage ledger: pricing failed, please report this: {error!r}. Rows are written without a "
+                        "cost; `usage-ledger price` gives it to them later"
+                    )
 
     def _write_backlog(self, at_last: bool) -> bool:
         """Write all that waits; True when nothing is left waiting. In trouble it is not tried for every batch."""
@@ -330,6 +348,10 @@ def _tell(outcome: "asyncio.Future[bool]", written: bool) -> None:
 
     with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending and nobody waits any more
         outcome.get_loop().call_soon_threadsafe(set_outcome)
+
+
+def _no_price(entry: Entry) -> None:
+    """What prices rows until somebody says how: nothing."""
 
 
 _writers: dict[Path, Writer] = {}

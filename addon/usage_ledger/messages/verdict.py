@@ -134,6 +134,9 @@ def _described(evidence: Evidence) -> Verdict:
             value = message.usage.get(name)
             if isinstance(value, str) and value:
                 setattr(verdict, name, clean(value, 64))
+    models = {message.model for message in evidence.messages if message.model}
+    if len(models) > 1:
+        verdict.metadata["models"] = sorted(models)
     if raw:
         verdict.usage_raw = _as_json(raw[0] if len(raw) == 1 else raw)
     for iteration in verdict.iterations:

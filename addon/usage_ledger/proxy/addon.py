@@ -58,13 +58,19 @@ class UsageLedger:
         options.declare(loader)
 
     def configure(self, updated: set[str]) -> None:
-        self._settings = options.settings_from(ctx.options)
+        pricer = None
+        if self._settings is not None and updated.isdisjoint({"usage_prices", "usage_db"}):
+            pricer = self._settings.pricer  # a price file that is being edited is read when it is meant
+        self._settings = options.settings_from(ctx.options, pricer)
         if "usage_db" in updated and self._is_running:
             self.running()
 
     def running(self) -> None:
         self._is_running = True
-        _log.info(f"usage ledger: {self._ready().ledger}")
+        settings = self._ready()
+        _log.info(f"usage ledger: {settings.ledger}")
+        if settings.pricer.own is not None:
+            _log.info(f"usage ledger: own prices from {settings.pricer.own.path}")
         self._start_writer()
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._settle_what_is_over)
@@ -77,6 +83,7 @@ class UsageLedger:
         else:
             self._started = True
             self._writer().start()
+            self._ready().pricer.warm()
 
     def done(self) -> Awaitable[None] | None:
         # At a reload the requests in flight go on; only at the end of the program are they settled here. A plain
@@ -211,6 +218,7 @@ class UsageLedger:
     def _writer(self) -> Writer:
         settings = self._ready()
         writer = writer_for(settings.ledger, settings.durability)
+        writer.price = settings.pricer.fill
         if self._started:
             writer.start()
         return writer

@@ -1,7 +1,7 @@
 """The options of the addon: declared once, checked whole, handed on as plain settings.
 
-Room: proxy. Imports mitmproxy and the ledger's paths. Promises that a value that cannot work is an `OptionsError` that
-names it, before any traffic is touched.
+Room: proxy. Imports mitmproxy, the prices room, and the ledger's paths and reading side. Promises that a value that
+cannot work is an `OptionsError` that names it, before any traffic is touched.
 """
 
 import dataclasses
@@ -14,6 +14,9 @@ from mitmproxy.utils import human
 
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ledger_path
+from usage_ledger.ledger.reading import open_for_reading
+from usage_ledger.prices.own import OwnPrices, PriceFileError, price_file, read_prices
+from usage_ledger.prices.pricer import Pricer, is_listed
 
 DEFAULT_FILTER = '~m ^POST$ & ~u "^[^?]*/v1/messages([?]|$)"'
 
@@ -71,6 +74,12 @@ def declare(loader: Loader) -> None:
     loader.add_option(
         "usage_capture_limit", str, "32m", "The most that is kept of one flow's body; a longer one is dropped."
     )
+    loader.add_option(
+        "usage_prices",
+        str,
+        "",
+        "Own prices (TOML). Empty: $USAGE_LEDGER_PRICES, else prices.toml beside the ledger if there is one.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +94,23 @@ class Settings:
     block: bool
     capture_limit: int
     streams_large_bodies: bool
+    pricer: Pricer
 
 
-def settings_from(options: Options) -> Settings:
-    """Check all options and return them as settings; raise `OptionsError` for the first that cannot work."""
+def settings_from(options: Options, pricer: Pricer | None = None) -> Settings:
+    """Check all options and return them as settings; raise `OptionsError` for the first that cannot work.
+
+    With a `pricer` that is there already, the price file is not read again.
+    """
     saves = bool(options.save_stream_file or options.hardump)
     for name, choices in CHOICES.items():
         if getattr(options, name) not in choices:  # mitmproxy checks choices only where it shows them
             raise exceptions.OptionsError(f"{name}: {getattr(options, name)!r} is none of {', '.join(choices)}")
     capture = options.usage_capture == "always" or (options.usage_capture == "auto" and saves)
     limit = _size("usage_capture_limit", options.usage_capture_limit)
+    ledger = _ledger(options.usage_db)
     return Settings(
-        ledger=_ledger(options.usage_db),
+        ledger=ledger,
         flow_filter=_filter(options.usage_filter),
         account=options.usage_account,
         tag_header=_header(options.usage_tag_header),
@@ -104,6 +118,7 @@ def settings_from(options: Options) -> Settings:
         block=options.usage_on_ledger_error == "block",
         capture_limit=limit if capture else 0,
         streams_large_bodies=bool(options.stream_large_bodies),
+        pricer=pricer or Pricer(_own_prices(options.usage_prices, ledger)),
     )
 
 
@@ -115,6 +130,27 @@ def _ledger(value: str) -> Path:
     if path.is_dir():
         raise exceptions.OptionsError(f"usage_db: {path} is a folder; give the path of a file in it")
     return path
+
+
+def _own_prices(value: str, ledger: Path) -> OwnPrices | None:
+    try:
+        path = price_file(value, ledger)
+        if path is None:
+            return None
+        own = read_prices(path)
+        # The price list is loaded here only where there is a file to check against it, before any traffic.
+        own.check_models(lambda pattern: is_listed(pattern) or _has_model(ledger, pattern))
+    except PriceFileError as error:
+        raise exceptions.OptionsError(f"usage_prices: {error}") from None  # mitmproxy would print both
+    return own
+
+
+def _has_model(ledger: Path, pattern: str) -> bool:
+    try:
+        with open_for_reading(ledger) as reader:
+            return reader.has_model(pattern)
+    except LedgerError:  # there is none yet, or it is in trouble, which is told elsewhere
+        return False
 
 
 def _filter(expression: str) -> flowfilter.TFilter:

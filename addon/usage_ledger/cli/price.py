@@ -1,0 +1,220 @@
+"""`usage-ledger price`: costs for rows that have none, or anew for a span.
+
+Room: cli. Imports click, the prices room and the ledger. Promises that doing it twice changes nothing, that each change
+leaves its entry in the trail, and that a row whose price is not known keeps what it has.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from usage_ledger.cli.options import filters_from, with_filters, with_ledger
+from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.ledger.filters import FINAL, UNPRICED, Filters
+from usage_ledger.ledger.money import EXACT, as_amount, as_text
+from usage_ledger.ledger.reading import Reader, Totals, open_for_reading
+
+if TYPE_CHECKING:
+    from usage_ledger.ledger.record import Entry, Record
+    from usage_ledger.prices.pricer import Price, Pricer
+
+REASONS_LIMIT = 20
+"""So many reasons why rows stay unpriced are shown; names of models come from outside."""
+
+PRICED_BY = (
+    "occurred_at",
+    "account_id",
+    "model",
+    "service_tier",
+    "inference_geo",
+    "speed",
+    "input_tokens",
+    "output_tokens",
+    "cache_creation_input_tokens",
+    "cache_creation_5m_input_tokens",
+    "cache_creation_1h_input_tokens",
+    "cache_read_input_tokens",
+    "web_search_requests",
+    "usage_state",
+    "review_reason",
+    "metadata",
+    "total_cost",
+    "price_source",
+)
+"""The columns a cost comes from, and those it goes to: a row in which one has changed meanwhile is left alone."""
+
+
+@dataclass
+class _Tally:
+    """What was done: rows changed (`first`: that had no cost), by how many USD, and rows left without (by reason)."""
+
+    changed: int = 0
+    first: int = 0
+    billed: Decimal = Decimal(0)
+    subscription: Decimal = Decimal(0)
+    overtaken: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def leave(self, reason: str) -> None:
+        known = reason in self.reasons or len(self.reasons) < REASONS_LIMIT
+        self.reasons[reason if known else "other reasons"] += 1
+
+    def count(self, record: "Record", price: "Price") -> None:
+        former = as_amount(record.total_cost)
+        self.changed += 1
+        self.first += former is None
+        difference = price.amount - (former or Decimal(0))
+        if record.credential_kind == "oauth":
+            self.subscription += difference
+        else:
+            self.billed += difference
+
+
+@click.command()
+@with_ledger
+@with_filters
+@click.option(
+    "--prices",
+    "price_path",
+    metavar="FILE",
+    help="Own prices (TOML). Default: $USAGE_LEDGER_PRICES, else prices.toml beside the ledger if there is one.",
+)
+@click.option("--unpriced", is_flag=True, help="Of the rows that match, only those without a cost.")
+@click.option("--note", default="", metavar="TEXT", help="Why, for the trail. Default: by which prices.")
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: bool, **filters: Any) -> None:
+    """Give rows without a cost theirs; with filters, price all rows that match anew.
+
+    Own prices come first (data/prices.example.toml shows how to write them), then Anthropic's list. A row whose price
+    is not known keeps what it has. Each change leaves an entry in the trail.
+
+    \b
+    Examples:
+      usage-ledger price
+      usage-ledger price --since 2026-11-01 --until 2026-12-01 --prices contract.toml --dry-run
+      usage-ledger price --model 'claude-opus-*' --unpriced
+    """
+    from usage_ledger.ledger.entries import final_entries
+
+    chosen = filters_from(filters)
+    with _opened(db, dry_run) as ledger, localcontext(EXACT):
+        pricer = _pricer(price_path, db, ledger)
+        condition = UNPRICED if unpriced or chosen == Filters() else FINAL
+        tally = _Tally()
+        with _progress(lambda: ledger.count(chosen, condition)) as advance:
+            for page in final_entries(ledger, chosen, condition):
+                proposed = _proposed(page, pricer, tally)
+                made = proposed if dry_run else _made(ledger, proposed, note)
+                tally.overtaken += len(proposed) - len(made)
+                for record, new in made:
+                    tally.count(record, new)
+                advance(len(page))
+        _report(tally, ledger.totals(chosen), dry_run)
+
+
+@contextmanager
+def _opened(db: Path, dry_run: bool) -> Iterator[Reader]:
+    if dry_run:
+        with open_for_reading(db) as reader:
+            yield reader
+    else:
+        from usage_ledger.ledger.editing import open_for_editing
+
+        with open_for_editing(db) as editor:
+            yield editor
+
+
+def _pricer(given: str | None, db: Path, ledger: Reader) -> "Pricer":
+    from usage_ledger.prices.own import PriceFileError, price_file, read_prices
+    from usage_ledger.prices.pricer import Pricer, is_listed
+
+    try:
+        path = price_file(given, db)
+        own = None if path is None else read_prices(path)
+        if own is not None:
+            own.check_models(lambda pattern: is_listed(pattern) or ledger.has_model(pattern))
+    except PriceFileError as error:
+        raise click.ClickException(str(error)) from error
+    return Pricer(own)
+
+
+def _proposed(page: "list[Entry]", pricer: "Pricer", tally: _Tally) -> "list[tuple[Record, Price]]":
+    """Return the rows of a page whose cost is another than they have, and what it is."""
+    from usage_ledger.prices.parts import UnpricedError
+
+    proposed = []
+    for entry in page:
+        try:
+            new = pricer.price(entry)
+        except UnpricedError as error:
+            tally.leave(str(error))
+        else:
+            if as_amount(entry.record.total_cost) != new.amount:
+                proposed.append((entry.record, new))
+    return proposed
+
+
+def _made(ledger: Reader, proposed: "list[tuple[Record, Price]]", note: str) -> "list[tuple[Record, Price]]":
+    """Make the changes; return those whose row was still what it was priced for."""
+    from usage_ledger.ledger.editing import Change, Editor
+
+    assert isinstance(ledger, Editor)
+    changes = [
+        Change(
+            record.id,
+            note or f"priced by {new.source}",
+            expected={name: getattr(record, name) for name in PRICED_BY},
+            after={"total_cost": as_text(new.amount), "price_source": new.source},
+        )
+        for record, new in proposed
+    ]
+    made = ledger.change("price", changes)
+    return [(record, new) for record, new in proposed if record.id in made]
+
+
+@contextmanager
+def _progress(count: Callable[[], int]) -> "Iterator[Callable[[int], object]]":
+    """Show on a terminal how far it is; what there is to do is only counted there."""
+    if not sys.stderr.isatty():
+        yield lambda _steps: None
+        return
+    with click.progressbar(length=count(), label="pricing", file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _report(tally: _Tally, totals: Totals, dry_run: bool) -> None:
+    """Say what was done, and what the rows that match cost now (or would cost), and what that leaves out."""
+    out = for_people()
+    billed, subscription, unpriced = totals.billed, totals.subscription, totals.unpriced
+    if dry_run:
+        billed += tally.billed
+        subscription += tally.subscription
+        unpriced -= tally.first
+
+    def say(text: str) -> None:
+        out.write(on_one_line(text, out.encoding) + "\n")
+
+    say(f"{'would change' if dry_run else 'changed'} {_rows(tally.changed)}")
+    say(f"billed: {as_text(billed)} USD ({_signed(tally.billed)})")
+    if subscription or tally.subscription:
+        say(f"subscriptions: {as_text(subscription)} USD ({_signed(tally.subscription)}) at list price, on no bill")
+    say(f"left out: {_rows(unpriced)} without a price, {_rows(totals.unsettled)} without final usage")
+    for reason, count in tally.reasons.most_common():
+        say(f"no price for {_rows(count)}: {reason}")
+    if tally.overtaken:
+        say(f"left alone: {_rows(tally.overtaken)} that changed meanwhile; run it again")
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def _signed(amount: Decimal) -> str:
+    return as_text(amount) if amount < 0 else f"+{as_text(amount)}"

@@ -1,0 +1,80 @@
+"""Editing: changes to settled rows by a person's command, each with its entry in the trail.
+
+Room: ledger. Imports its neighbours in this room. Promises that a change is made whole or not at all, that a row which
+is not any more what the change was made for is left alone, and that proxies that write to the same ledger are not kept
+waiting: what takes time happens between transactions, not in them.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from usage_ledger.ledger import revisions
+from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.presence import new_writer_id
+from usage_ledger.ledger.reading import Reader, open_for_reading
+from usage_ledger.ledger.store import Store
+
+BUSY_MS = 10_000
+"""How long a change waits for its turn to write."""
+
+
+class Change(NamedTuple):
+    """A change of one row: what it was made for (`expected`, which has all columns of `after`), and what it sets."""
+
+    record_id: str
+    reason: str
+    expected: revisions.Values
+    after: revisions.Values
+
+
+@contextmanager
+def open_for_editing(path: Path) -> Iterator["Editor"]:
+    """Open an existing ledger to change rows in it; raise `LedgerError` (one line) where that cannot be."""
+    with open_for_reading(path):
+        pass  # says what is wrong with a path that leads to no ledger
+    try:
+        store = Store(path, "full", new_writer_id(), BUSY_MS)
+        try:
+            yield Editor(store)
+        finally:
+            store.close()
+    except (sqlite3.Error, OSError) as error:
+        raise LedgerError(f"cannot write {path}: {error}") from error
+
+
+class Editor(Reader):
+    """An open ledger whose rows can be changed."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.connection)
+        self._store = store
+
+    def change(self, source: str, changes: Sequence[Change]) -> set[str]:
+        """Make changes in one transaction, each with its revision; return the ids of rows that were as expected."""
+        made: list[revisions.Revision] = []
+        if not changes:
+            return set()
+        with self._store.transaction():
+            for change in changes:
+                if self._set(change):
+                    before = {name: change.expected[name] for name in change.after}
+                    made.append(revisions.Revision(change.record_id, change.reason, before, change.after))
+            revisions.append(self._connection, source, made)
+        if not self._store.is_current():
+            raise LedgerError(f"{self._store.path} was removed or replaced meanwhile; the changes went with it")
+        return {revision.record_id for revision in made}
+
+    def _set(self, change: Change) -> bool:
+        unknown = (change.expected.keys() | change.after.keys()) - set(COLUMNS)
+        assert not unknown, unknown
+        setting = ", ".join(f"{name} = ?" for name in change.after)
+        as_expected = " AND ".join(f"{name} IS ?" for name in change.expected)
+        done = self._connection.execute(
+            f"UPDATE usage_records SET {setting} WHERE id = ? AND {as_expected}",
+            (*change.after.values(), change.record_id, *change.expected.values()),
+        )
+        return done.rowcount == 1

@@ -1,0 +1,75 @@
+"""Revisions: the trail of what changed a row after it was settled, each entry chained to the one before.
+
+Room: ledger. Imports the standard library only. An entry's hash is SHA-256, in hex, of this JSON array in UTF-8,
+without spaces: the hash of the entry before ("" for the first), then the entry's other columns in the table's order,
+`before` and `after` as the text they are. So nobody can change, remove or insert an entry without a new hash for every
+entry after it.
+"""
+
+import getpass
+import hashlib
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from usage_ledger.ledger.filters import format_moment
+
+COLUMNS = ("position", "revised_at", "revised_by", "source", "reason", "record_id", "before", "after", "hash")
+
+Values = Mapping[str, str | int | None]
+"""Columns of a row and what they hold."""
+
+
+class Revision(NamedTuple):
+    """One change of one row: why, and the columns it changed, before and after."""
+
+    record_id: str
+    reason: str
+    before: Values
+    after: Values
+
+
+def append(connection: sqlite3.Connection, source: str, revisions: Iterable[Revision]) -> None:
+    """Add entries to the trail, within the transaction that changes the rows. `source` is the command that does so."""
+    last = connection.execute("SELECT position, hash FROM usage_revisions ORDER BY position DESC LIMIT 1").fetchone()
+    position, link = last or (0, "")
+    revised_at, revised_by = format_moment(datetime.now(UTC)), who()
+    entries = []
+    for revision in revisions:
+        position += 1
+        entry = (
+            position,
+            revised_at,
+            revised_by,
+            source,
+            revision.reason,
+            revision.record_id,
+            _as_json(revision.before),
+            _as_json(revision.after),
+        )
+        link = hash_of(link, entry)
+        entries.append((*entry, link))
+    places = ", ".join("?" for _ in COLUMNS)
+    connection.executemany(f"INSERT INTO usage_revisions ({', '.join(COLUMNS)}) VALUES ({places})", entries)
+
+
+def hash_of(link: str, entry: tuple[str | int | None, ...]) -> str:
+    """Return the hash of an entry (its columns but `hash`) that follows one whose hash is `link`."""
+    return hashlib.sha256(_as_json([link, *entry]).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def who() -> str:
+    """Return whom a change is put down to: the user's name on this machine, and the machine's."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,129 @@
+"""List prices: Anthropic's own, as `genai-prices` holds them, dated and exact.
+
+Room: prices. Imports `genai-prices`, slowly (0.1 s and more, 27 MB), so this module is only imported where something is
+priced. Promises that nothing is priced by a default: a model, a kind of token or a mode without a price of its own
+raises `UnpricedError`.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import NamedTuple
+
+import genai_prices
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ModelInfo, ModelPrice, TieredPrices, Usage
+
+from usage_ledger.prices import rules
+from usage_ledger.prices.parts import Tokens, UnpricedError
+
+SOURCE = f"genai-prices {genai_prices.__version__}"
+
+_anthropic = get_snapshot().find_provider(None, "anthropic", None)
+
+
+class Rates(NamedTuple):
+    """What one kind of request to one model costs. `factor` multiplies the price of tokens, not of web searches."""
+
+    prices: ModelPrice
+    factor: Decimal
+
+
+def own_prices(prices: Mapping[str, Decimal]) -> ModelPrice:
+    """Make a set of prices of own ones: USD per million tokens, and per 1,000 web searches."""
+    return ModelPrice(
+        input_mtok=prices["input"],
+        output_mtok=prices["output"],
+        cache_write_mtok=prices["cache_write_5m"],
+        cache_write_1h_mtok=prices["cache_write_1h"],
+        cache_read_mtok=prices["cache_read"],
+        web_searches_kcount=prices.get("web_search"),
+    )
+
+
+def list_rates(model: str, moment: datetime, tier: str, speed: str) -> Rates:
+    """Return what a model costs at a moment (UTC), in a service tier and at a speed."""
+    found = _find_model(model)
+    if found is None:
+        raise UnpricedError(f"{SOURCE} does not know the model {model}")
+    standard = _prices_of(found, moment)
+    if speed == "fast":
+        prices = _prices_of(found, moment, {"speed": "fast"})
+        if prices == standard or tier == "batch":
+            raise UnpricedError(f"{SOURCE} has no {'batch ' if tier == 'batch' else ''}price for {model} in fast mode")
+        return Rates(prices, Decimal(1))
+    if tier == "batch":
+        prices = _prices_of(found, moment, {"processing": "batch"})
+        return Rates(prices, rules.BATCH if prices == standard else Decimal(1))
+    if tier == "priority":
+        raise UnpricedError("priority capacity is bought by contract and has no list price")
+    return Rates(standard, Decimal(1))
+
+
+def _prices_of(model: ModelInfo, moment: datetime, context: Mapping[str, str] | None = None) -> ModelPrice:
+    prices = model.get_prices(moment, context)
+    ended = rules.LONG_CONTEXT_ENDED.get(model.id)
+    if ended is None or moment.date() < ended:
+        return prices
+    return ModelPrice(**{key: _base(price) for key, price in vars(prices).items()})
+
+
+def _base(price: Decimal | TieredPrices | None) -> Decimal | None:
+    return price.base if isinstance(price, TieredPrices) else price
+
+
+def tokens_cost(prices: ModelPrice, tokens: Tokens, model: str) -> Decimal:
+    """Return what the tokens of one request cost in USD, all its prices by the length of its own prompt."""
+    for count, key, words in (
+        (tokens.input, "input_mtok", "input"),
+        (tokens.output, "output_mtok", "output"),
+        (tokens.cache_write_5m, "cache_write_mtok", "5-minute cache writes"),
+        (tokens.cache_write_1h, "cache_write_1h_mtok", "1-hour cache writes"),
+        (tokens.cache_read, "cache_read_mtok", "cache reads"),
+    ):
+        # Left to itself, the library takes the price of another kind of token, or none.
+        if count and getattr(prices, key) is None:
+            raise UnpricedError(f"there is no price for {words} of {model}")
+    written = tokens.cache_write_5m + tokens.cache_write_1h
+    usage = Usage(
+        input_tokens=tokens.input + written + tokens.cache_read,
+        cache_write_tokens=written,
+        cache_write_5m_tokens=tokens.cache_write_5m,
+        cache_write_1h_tokens=tokens.cache_write_1h,
+        cache_read_tokens=tokens.cache_read,
+        output_tokens=tokens.output,
+    )
+    return prices.calc_price(usage)["total_price"]
+
+
+def searches_cost(prices: ModelPrice, searches: int, model: str) -> Decimal:
+    """Return what a request's web searches cost in USD."""
+    if prices.web_searches_kcount is None:
+        raise UnpricedError(f"there is no price for web searches of {model}")
+    return prices.calc_price(Usage(web_searches=searches))["total_price"]
+
+
+def goes_by_length(prices: ModelPrice, tokens: Tokens) -> bool:
+    """Whether these tokens cost more as one long prompt than as several short ones."""
+    prompt = tokens.input + tokens.cache_write_5m + tokens.cache_write_1h + tokens.cache_read
+    tiers = [tier for price in vars(prices).values() if isinstance(price, TieredPrices) for tier in price.tiers]
+    return any(prompt > tier.start for tier in tiers)
+
+
+def knows(pattern: str) -> bool:
+    """Whether a name, or a pattern with `*`, can mean a model that has a list price."""
+    if "*" not in pattern:
+        return _find_model(pattern) is not None
+    start = pattern.partition("*")[0]
+    return any(
+        # `claude-opus-5-5-2026*` means dated names of a model that is listed without its dates
+        fnmatchcase(model.id, pattern) or start.startswith(f"{model.id}-20")
+        for model in _anthropic.models
+    )
+
+
+@lru_cache(maxsize=1024)
+def _find_model(model: str) -> ModelInfo | None:
+    return _anthropic.find_model(model)

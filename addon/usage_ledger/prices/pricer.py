@@ -1,0 +1,180 @@
+"""The pricer: a row goes in, its cost and where that comes from go out.
+
+Room: prices. Imports the standard library, `msgspec`, the ledger's record and its neighbours in this room; the price
+list only when something is priced. Promises exact amounts, and NULL where a price is not known: never a default.
+"""
+
+import contextlib
+import decimal
+import logging
+import threading
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from usage_ledger.ledger.money import EXACT, as_text
+from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.prices import rules
+from usage_ledger.prices.own import OwnPrice, OwnPrices
+from usage_ledger.prices.parts import UnpricedError, parts_of
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelPrice
+
+TOLD_LIMIT = 50
+"""So many reasons why rows stay unpriced are logged, each once; names of models come from outside."""
+
+_log = logging.getLogger("usage_ledger")
+
+
+class Price(NamedTuple):
+    """What a request costs in USD, and by which price data."""
+
+    amount: Decimal
+    source: str
+
+
+class _Rates(NamedTuple):
+    """What one part costs: `token_factor` and `search_factor` multiply what `prices` give."""
+
+    prices: "ModelPrice"
+    token_factor: Decimal
+    search_factor: Decimal
+    source: str
+
+
+class Pricer:
+    """Prices rows by own prices, else by the list. Used by one thread."""
+
+    def __init__(self, own: OwnPrices | None = None) -> None:
+        self.own = own
+        self._told: set[str] = set()
+
+    def warm(self) -> None:
+        """Load the price list on a thread of its own, so that the first row need not wait for it."""
+        threading.Thread(target=_load, name="usage-ledger-prices", daemon=True).start()
+
+    def fill(self, entry: Entry) -> None:
+        """Give a complete row that is about to be written its cost; where there is none, say why, once a reason."""
+        record = entry.record
+        if record.usage_state != "complete":
+            return
+        try:
+            price = self.price(entry)
+        except UnpricedError as error:
+            self._tell(str(error))
+        else:
+            record.total_cost, record.price_source = as_text(price.amount), price.source
+
+    def _tell(self, reason: str) -> None:
+        if reason not in self._told and len(self._told) < TOLD_LIMIT:
+            self._told.add(reason)
+            _log.warning(
+                f"usage ledger: rows stay without a price: {reason}. Put it into a price file (usage_prices) "
+                "or update genai-prices, then run `usage-ledger price`"
+            )
+
+    def price(self, entry: Entry) -> Price:
+        """Return what a complete or corrected row costs; raise `UnpricedError` where that is not known."""
+        record = entry.record
+        metadata = _metadata(record)
+        if "models" in metadata:
+            raise UnpricedError("several models answered in one body, which does not tell whose tokens are whose")
+        with decimal.localcontext(EXACT):
+            try:
+                return self._sum(entry, corrected=metadata.get("_manually_updated") is True)
+            except decimal.Inexact as error:
+                raise UnpricedError("its cost has too many digits to be exact") from error
+
+    def _sum(self, entry: Entry, corrected: bool) -> Price:
+        from usage_ledger.prices import listed
+
+        record = entry.record
+        total, sources = Decimal(0), dict[str, None]()
+        for part in parts_of(record, entry.iterations, corrected):
+            rates = self._rates(part.model, record)
+            if listed.goes_by_length(rates.prices, part.tokens) and _holds_several_prompts(record):
+                raise UnpricedError(f"{part.model} costs more for long prompts, and a row tells the sum of several")
+            total += listed.tokens_cost(rates.prices, part.tokens, part.model) * rates.token_factor
+            sources[rates.source] = None
+        if record.web_search_requests:
+            rates = self._rates(record.model, record)
+            searches = listed.searches_cost(rates.prices, record.web_search_requests, record.model)
+            total += searches * rates.search_factor
+            sources[rates.source] = None
+        return Price(total, ", ".join(sources))
+
+    def _rates(self, model: str, record: Record) -> _Rates:
+        """Find what a model costs in a request like this one."""
+        from usage_ledger.prices import listed
+
+        tier, speed = record.service_tier or "", record.speed or ""
+        if tier not in rules.TIERS:
+            raise UnpricedError(f"there is no price for the service tier {tier}")
+        if speed not in rules.SPEEDS:
+            raise UnpricedError(f"there is no price for the speed {speed}")
+        geography = rules.GEOGRAPHIES.get(record.inference_geo or "")
+        if geography is None:
+            raise UnpricedError(f"there is no price for inference in {record.inference_geo}")
+        own = None if self.own is None else self.own.find(model, record.account_id, record.occurred_at[:10])
+        if own is not None and own.multiplier is None:
+            return _own_rates(own, record, geography)
+        rates = listed.list_rates(model, datetime.fromisoformat(record.occurred_at), tier, speed)
+        if own is None or own.multiplier is None:
+            return _Rates(rates.prices, rates.factor * geography, Decimal(1), listed.SOURCE)
+        source = f"{own.source} of {listed.SOURCE}"
+        return _Rates(rates.prices, rates.factor * geography * own.multiplier, own.multiplier, source)
+
+
+def _own_rates(own: OwnPrice, record: Record, geography: Decimal) -> _Rates:
+    """What an entry with prices of its own says; it may have multipliers of its own as well."""
+    from usage_ledger.prices import listed
+
+    factor = own.factors.get("us", geography) if record.inference_geo == "us" else geography
+    for kind, applies, default in (
+        ("batch", record.service_tier == "batch", rules.BATCH),
+        ("priority", record.service_tier == "priority", None),
+        ("fast", record.speed == "fast", None),
+    ):
+        if applies:
+            one = own.factors.get(kind, default)
+            if one is None:
+                raise UnpricedError(f"{own.place} does not say what {kind} multiplies its prices with")
+            factor *= one
+    return _Rates(listed.own_prices(own.prices), factor, Decimal(1), own.source)
+
+
+def _holds_several_prompts(record: Record) -> bool:
+    """Whether a row's counts are of several prompts, each of them shorter than their sum.
+
+    A request with server tools calls the model again for each of their results, and its counts are the sum; upstream
+    then tells `server_tool_use`, with zeros too (recorded: 2,751 tokens at the start and 320,032 at the end).
+    """
+    if record.review_reason == "multiple_messages":
+        return True
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        told = msgspec.json.decode(record.usage_raw or "null")
+        return isinstance(told, dict) and isinstance(told.get("server_tool_use"), dict)
+    return False
+
+
+def is_listed(pattern: str) -> bool:
+    """Whether the price list knows a model with this name, in which `*` stands for any characters."""
+    from usage_ledger.prices import listed
+
+    return listed.knows(pattern)
+
+
+def _metadata(record: Record) -> dict[str, Any]:
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        metadata = msgspec.json.decode(record.metadata)
+        if isinstance(metadata, dict):
+            return metadata
+    return {}
+
+
+def _load() -> None:
+    with contextlib.suppress(ImportError):  # told, with what it costs, by the first row that needs it
+        from usage_ledger.prices import listed  # noqa: F401

@@ -1,0 +1,67 @@
+"""Money: exact amounts, as text in the ledger and as sums of it."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from decimal import Decimal, Inexact
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from usage_ledger.ledger.money import EXACT, as_amount, as_text, register
+
+AMOUNTS = st.decimals(min_value=0, max_value=10**12, allow_nan=False, allow_infinity=False, places=18)
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        ("0", "0"),
+        ("0E-9", "0"),
+        ("1E+3", "1000"),
+        ("0.10", "0.1"),
+        ("1E-10", "0.0000000001"),
+        ("123456789012.123456789012345678", "123456789012.123456789012345678"),
+        ("-0.5", "-0.5"),
+    ],
+)
+def test_an_amount_has_one_way_to_be_written(amount: str, text: str) -> None:
+    assert as_text(Decimal(amount)) == text
+
+
+@given(AMOUNTS)
+def test_what_is_written_is_read_again(amount: Decimal) -> None:
+    assert as_amount(as_text(amount)) == amount
+
+
+@pytest.mark.parametrize("other", [None, "", "abc", "NaN", "-Infinity", "1,5", "1e999999", "9" * 70, 5, 0.5, b"1"])
+def test_what_is_no_amount_is_none(other: object) -> None:
+    assert as_amount(other) is None
+
+
+def test_an_amount_that_would_be_rounded_is_an_error() -> None:
+    with pytest.raises(Inexact):
+        EXACT.divide(Decimal(1), Decimal(3))
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:")) as opened:
+        register(opened)
+        opened.execute("CREATE TABLE costs (cost)")
+        yield opened
+
+
+def test_sums_are_exact(connection: sqlite3.Connection) -> None:
+    """Binary fractions would give 0.30000000000000004, and would lose the last digit beside a large amount."""
+    connection.executemany("INSERT INTO costs VALUES (?)", [("0.1",), ("0.2",), ("123456789012345678",)])
+    assert connection.execute("SELECT money_sum(cost) FROM costs").fetchone() == ("123456789012345678.3",)
+
+
+def test_a_sum_leaves_out_what_is_no_amount(connection: sqlite3.Connection) -> None:
+    connection.executemany("INSERT INTO costs VALUES (?)", [("0.1",), (None,), ("abc",), ("inf",), (b"1",)])
+    assert connection.execute("SELECT money_sum(cost), count(money(cost)) FROM costs").fetchone() == ("0.1", 1)
+
+
+def test_a_sum_of_no_rows_is_null_as_sqlites_own(connection: sqlite3.Connection) -> None:
+    assert connection.execute("SELECT money_sum(cost), sum(cost) FROM costs").fetchone() == (None, None)
