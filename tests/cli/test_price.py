@@ -183,6 +183,20 @@ def test_iterations_are_priced_under_their_own_model(tmp_path: Path) -> None:
     ledger = fill(tmp_path / "usage.db", advised)
     price(ledger)
     assert costs(ledger) == {"a": "0.007"}
+    told = query(ledger, "SELECT total_cost FROM usage_iterations ORDER BY position")
+    assert told == [("0.003",), ("0.004",), (None,)]
+    [(_, _, _, before, after)] = trail(ledger)
+    assert json.loads(before)["iteration_costs"] == [None, None, None]
+    assert json.loads(after)["iteration_costs"] == ["0.003", "0.004", None]
+
+
+def test_a_cost_that_was_not_told_apart_yet_is_told_apart(tmp_path: Path) -> None:
+    """An older program has written the row's cost, and not that of its iterations."""
+    one = Entry(record("a", total_cost="0.003"), [IterationRow("a", 3, "message", None, 1, input_tokens=1_000)])
+    ledger = fill(tmp_path / "usage.db", one)
+    assert price(ledger, "--since", "2020-01-01")[:2] == ["changed 1 row", "billed: 0.003 USD (+0)"]
+    assert query(ledger, "SELECT position, total_cost FROM usage_iterations") == [(3, "0.003")]
+    assert price(ledger, "--since", "2020-01-01")[0] == "changed 0 rows"
 
 
 def test_many_reasons_are_not_all_told(tmp_path: Path) -> None:

@@ -111,8 +111,11 @@ def test_two_editors_at_once_make_one_trail(ledger: Path) -> None:
 def test_an_older_ledger_gets_its_trail(ledger: Path) -> None:
     with closing(sqlite3.connect(ledger)) as connection:
         connection.execute("DROP TABLE usage_revisions")
-        connection.execute("DELETE FROM _sqlite_migrations WHERE name = 'create_usage_revisions'")
+        connection.execute("ALTER TABLE usage_iterations DROP COLUMN total_cost")
+        connection.execute("DELETE FROM _sqlite_migrations WHERE name <> 'create_usage_records'")
         connection.commit()
+    with open_for_reading(ledger) as reader:
+        assert sum(map(len, final_entries(reader, Filters()))) == 2
     with open_for_editing(ledger) as editor:
         assert editor.change("price", [change("a", None, "1")]) == {"a"}
     assert len(trail(ledger)) == 1

@@ -152,6 +152,46 @@ def test_iterations_are_stored_with_their_row(ledger: Path) -> None:
         assert connection.execute("SELECT record_id, input_tokens FROM usage_iterations").fetchall() == [("a", 3)]
 
 
+def test_rows_are_priced_on_the_writers_thread_before_they_are_written(ledger: Path) -> None:
+    threads: set[str] = set()
+
+    def price(one: Entry) -> None:
+        threads.add(threading.current_thread().name)
+        one.record.total_cost = "0.5"
+
+    async def hand_in() -> None:
+        writer.price = price
+        assert await outcome_of(writer.submit(entry("a")))
+
+    with writing(ledger) as writer:
+        asyncio.run(hand_in())
+    with closing(sqlite3.connect(ledger)) as connection:
+        assert connection.execute("SELECT total_cost FROM usage_records").fetchall() == [("0.5",)]
+    assert threads == {"usage-ledger-writer"}
+
+
+def test_rows_that_wait_in_a_spill_file_have_their_price(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are priced once, when they are handed in, and not again by whoever takes them back."""
+
+    def price(one: Entry) -> None:
+        one.record.total_cost = f"{one.record.total_cost or ''}1"
+
+    async def hand_in() -> None:
+        writer.price = price
+        with locked(ledger):
+            assert not await outcome_of(writer.submit(entry("a")))
+            writer.close()
+
+    with closing(Store(ledger, "normal", "other")):
+        writer = started(ledger)
+        monkeypatch.setattr("usage_ledger.ledger.store.BUSY_MS", 10)
+        asyncio.run(hand_in())
+    with writing(ledger) as other:
+        other.price = price
+    with closing(sqlite3.connect(ledger)) as connection:
+        assert connection.execute("SELECT total_cost FROM usage_records").fetchall() == [("1",)]
+
+
 def test_flushing_nothing_returns(ledger: Path) -> None:
     with writing(ledger) as writer:
         asyncio.run(flushed(writer))

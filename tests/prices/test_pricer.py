@@ -105,7 +105,18 @@ def test_what_multiplies_own_prices(pricer_of: Any, says: str, fields: dict[str,
 def test_iterations_are_priced_by_whichever_prices_are_theirs(pricer_of: Any) -> None:
     pricer = pricer_of(f'[[price]]\nmodel = "claude-opus-*"\n{OWN}')
     advised = entry("claude-sonnet-4-6", iteration(None, 1_000), iteration("claude-opus-5-5", 1_000), tokens=(2_000,))
-    assert pricer.price(advised) == Price(Decimal("0.004"), f"{listed.SOURCE}, {pricer.own.entries[0].source}")
+    source = f"{listed.SOURCE}, {pricer.own.entries[0].source}"
+    assert pricer.price(advised) == Price(Decimal("0.004"), source, (Decimal("0.003"), Decimal("0.001")))
+
+
+def test_each_iteration_is_told_what_it_cost_and_the_web_searches_are_the_rows() -> None:
+    unbilled = iteration("claude-opus-9", 1_000, billed=None)
+    one = entry(
+        "claude-sonnet-4-6", unbilled, iteration(None, 1_000), iteration(None), tokens=(1_000,), web_search_requests=1
+    )
+    Pricer().fill(one)
+    assert one.record.total_cost == "0.013"
+    assert [each.total_cost for each in one.iterations] == [None, "0.003", "0"]
 
 
 def test_iterations_that_say_nothing_leave_the_columns() -> None:

@@ -1,9 +1,11 @@
 """Costs as rows are written: exact, off the event loop, and never at the price of a row."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import genai_prices
@@ -31,6 +33,15 @@ def test_a_complete_row_is_written_with_its_cost(start_proxy: Start, ask: Ask, s
     ask(proxy, scenario)
     (row,) = settled_rows(proxy.ledger, 1)
     assert (row["total_cost"], row["price_source"]) == (cost, SOURCE)
+
+
+def test_what_an_advisor_cost_stands_under_the_advisors_model(start_proxy: Start, ask: Ask) -> None:
+    proxy = start_proxy()
+    ask(proxy, "iterations")
+    settled_rows(proxy.ledger, 1)
+    with closing(sqlite3.connect(proxy.ledger)) as connection:
+        told = dict(connection.execute("SELECT model, total_cost FROM usage_iterations WHERE model IS NOT NULL"))
+    assert told["claude-opus-4-7"] == "0.00575"
 
 
 @pytest.mark.parametrize(("scenario", "cost"), [("no_usage", None), ("rate_limited", "0")])

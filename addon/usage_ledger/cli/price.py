@@ -113,8 +113,8 @@ def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: 
                 proposed = _proposed(page, pricer, tally)
                 made = proposed if dry_run else _made(ledger, proposed, note)
                 tally.overtaken += len(proposed) - len(made)
-                for record, new in made:
-                    tally.count(record, new)
+                for entry, new in made:
+                    tally.count(entry.record, new)
                 advance(len(page))
         _report(tally, ledger.totals(chosen), dry_run)
 
@@ -145,8 +145,8 @@ def _pricer(given: str | None, db: Path, ledger: Reader) -> "Pricer":
     return Pricer(own)
 
 
-def _proposed(page: "list[Entry]", pricer: "Pricer", tally: _Tally) -> "list[tuple[Record, Price]]":
-    """Return the rows of a page whose cost is another than they have, and what it is."""
+def _proposed(page: "list[Entry]", pricer: "Pricer", tally: _Tally) -> "list[tuple[Entry, Price]]":
+    """Return the rows of a page that cost something else than they say, and what."""
     from usage_ledger.prices.parts import UnpricedError
 
     proposed = []
@@ -156,27 +156,32 @@ def _proposed(page: "list[Entry]", pricer: "Pricer", tally: _Tally) -> "list[tup
         except UnpricedError as error:
             tally.leave(str(error))
         else:
-            if as_amount(entry.record.total_cost) != new.amount:
-                proposed.append((entry.record, new))
+            parts = tuple(as_amount(iteration.total_cost) for iteration in entry.iterations)
+            if as_amount(entry.record.total_cost) != new.amount or parts != new.parts:
+                proposed.append((entry, new))
     return proposed
 
 
-def _made(ledger: Reader, proposed: "list[tuple[Record, Price]]", note: str) -> "list[tuple[Record, Price]]":
+def _made(ledger: Reader, proposed: "list[tuple[Entry, Price]]", note: str) -> "list[tuple[Entry, Price]]":
     """Make the changes; return those whose row was still what it was priced for."""
     from usage_ledger.ledger.editing import Change, Editor
 
     assert isinstance(ledger, Editor)
     changes = [
         Change(
-            record.id,
+            entry.record.id,
             note or f"priced by {new.source}",
-            expected={name: getattr(record, name) for name in PRICED_BY},
+            expected={name: getattr(entry.record, name) for name in PRICED_BY},
             after={"total_cost": as_text(new.amount), "price_source": new.source},
+            iteration_costs=[
+                (iteration.position, None if part is None else as_text(part))
+                for iteration, part in zip(entry.iterations, new.parts, strict=True)
+            ],
         )
-        for record, new in proposed
+        for entry, new in proposed
     ]
     made = ledger.change("price", changes)
-    return [(record, new) for record, new in proposed if record.id in made]
+    return [(entry, new) for entry, new in proposed if entry.record.id in made]
 
 
 @contextmanager

@@ -23,12 +23,16 @@ BUSY_MS = 10_000
 
 
 class Change(NamedTuple):
-    """A change of one row: what it was made for (`expected`, which has all columns of `after`), and what it sets."""
+    """A change of one row: what it was made for (`expected`, which has all columns of `after`), and what it sets.
+
+    `iteration_costs` are what the row's iterations cost as well, each with its position (USD; None: nothing).
+    """
 
     record_id: str
     reason: str
     expected: revisions.Values
     after: revisions.Values
+    iteration_costs: Sequence[tuple[int, str | None]] = ()
 
 
 @contextmanager
@@ -62,7 +66,7 @@ class Editor(Reader):
             for change in changes:
                 if self._set(change):
                     before = {name: change.expected[name] for name in change.after}
-                    made.append(revisions.Revision(change.record_id, change.reason, before, change.after))
+                    made.append(self._revised(change, before))
             revisions.append(self._connection, source, made)
         if not self._store.is_current():
             raise LedgerError(f"{self._store.path} was removed or replaced meanwhile; the changes went with it")
@@ -78,3 +82,16 @@ class Editor(Reader):
             (*change.after.values(), change.record_id, *change.expected.values()),
         )
         return done.rowcount == 1
+
+    def _revised(self, change: Change, before: revisions.Values) -> revisions.Revision:
+        """Change what belongs to a row that is changed, and return all of it as its revision."""
+        if not change.iteration_costs:
+            return revisions.Revision(change.record_id, change.reason, before, change.after)
+        former = [row[0] for row in self.iterations([change.record_id], ["total_cost"])]
+        self._connection.executemany(
+            "UPDATE usage_iterations SET total_cost = ? WHERE record_id = ? AND position = ?",
+            [(cost, change.record_id, position) for position, cost in change.iteration_costs],
+        )
+        costs = [cost for _, cost in change.iteration_costs]
+        before, after = {**before, "iteration_costs": former}, {**change.after, "iteration_costs": costs}
+        return revisions.Revision(change.record_id, change.reason, before, after)

@@ -160,8 +160,8 @@ class Reader:
     def iterations(self, record_ids: Sequence[str], columns: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return the iterations of these rows, in the order in which they ran."""
         return self._connection.execute(
-            f"SELECT {', '.join(columns)} FROM usage_iterations WHERE record_id IN (SELECT value FROM json_each(?)) "
-            "ORDER BY record_id, position",
+            f"SELECT {', '.join(columns)} FROM {self._table('usage_iterations', columns)} "
+            "WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position",
             (json.dumps(record_ids),),
         ).fetchall()
 
@@ -191,14 +191,14 @@ class Reader:
         ).fetchone()
         return Totals(requests, Decimal(billed), Decimal(subscription), unpriced, unsettled)
 
-    def _table(self) -> str:
+    def _table(self, name: str = "usage_records", columns: Sequence[str] = COLUMNS) -> str:
         """Return the table to select from, with a NULL for each column that an older ledger does not have.
 
         Left to itself, SQLite takes a quoted name that is no column for text.
         """
-        there = {row[0] for row in self._connection.execute("SELECT name FROM pragma_table_xinfo('usage_records')")}
-        missing = [f'NULL AS "{name}"' for name in COLUMNS if name not in there]
-        return f"(SELECT *, {', '.join(missing)} FROM usage_records)" if missing else "usage_records"
+        there = {row[0] for row in self._connection.execute("SELECT name FROM pragma_table_xinfo(?)", (name,))}
+        missing = [f'NULL AS "{column}"' for column in columns if column not in there]
+        return f"(SELECT *, {', '.join(missing)} FROM {name})" if missing else name
 
 
 _ODD = frozenset({bytes, float})

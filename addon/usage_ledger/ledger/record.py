@@ -8,7 +8,10 @@ import msgspec
 
 
 class IterationRow(msgspec.Struct, array_like=True):
-    """One row of `usage_iterations`. `billed`: 1, 0, or None where upstream does not say. All counts are tokens."""
+    """One row of `usage_iterations`. `billed`: 1, 0, or None where upstream does not say. All counts are tokens.
+
+    `total_cost` is USD, for its tokens alone; None where it is not billed, or not priced.
+    """
 
     record_id: str
     position: int
@@ -21,6 +24,7 @@ class IterationRow(msgspec.Struct, array_like=True):
     cache_creation_5m_input_tokens: int = 0
     cache_creation_1h_input_tokens: int = 0
     cache_read_input_tokens: int = 0
+    total_cost: str | None = None
 
 
 class Record(msgspec.Struct, array_like=True, kw_only=True):

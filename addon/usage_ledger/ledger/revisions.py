@@ -20,8 +20,8 @@ from usage_ledger.ledger.filters import format_moment
 
 COLUMNS = ("position", "revised_at", "revised_by", "source", "reason", "record_id", "before", "after", "hash")
 
-Values = Mapping[str, str | int | None]
-"""Columns of a row and what they hold."""
+Values = Mapping[str, str | int | list[str | None] | None]
+"""Columns of a row and what they hold; `iteration_costs` has `usage_iterations.total_cost` in the iterations' order."""
 
 
 class Revision(NamedTuple):

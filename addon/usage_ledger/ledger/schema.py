@@ -145,6 +145,12 @@ def create_usage_revisions(database: Database) -> None:
     )
 
 
+@_migrations()
+def add_costs_of_iterations(database: Database) -> None:
+    """What each iteration cost, so that money stands under the model it was spent on."""
+    database.execute("ALTER TABLE usage_iterations ADD COLUMN total_cost TEXT")
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date; safe when several processes do it at once.
 

@@ -25,10 +25,11 @@ class Tokens(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One billed request to one model."""
+    """One billed request to one model. `place` is that of the iteration it is; None: it is all of the row."""
 
     model: str
     tokens: Tokens
+    place: int | None = None
 
 
 def parts_of(record: Record, iterations: Sequence[IterationRow], corrected: bool) -> list[Part]:
@@ -41,10 +42,10 @@ def parts_of(record: Record, iterations: Sequence[IterationRow], corrected: bool
     whole = Part(record.model, _tokens(record))
     if corrected or not any(any(_counts(iteration)) for iteration in iterations):
         return [whole]
-    billed = [iteration for iteration in iterations if iteration.billed]
-    if _counts(record) != tuple(map(sum, zip((0, 0, 0, 0), *map(_counts, billed), strict=True))):
+    billed = [(place, iteration) for place, iteration in enumerate(iterations) if iteration.billed]
+    if _counts(record) != tuple(map(sum, zip((0, 0, 0, 0), *(_counts(each) for _, each in billed), strict=True))):
         raise UnpricedError("its iterations do not add up to its tokens")
-    return [Part(each.model or record.model, _tokens(each)) for each in billed] or [whole]
+    return [Part(each.model or record.model, _tokens(each), place) for place, each in billed] or [whole]
 
 
 def _counts(counted: Record | IterationRow) -> tuple[int, ...]:

@@ -30,10 +30,17 @@ _log = logging.getLogger("usage_ledger")
 
 
 class Price(NamedTuple):
-    """What a request costs in USD, and by which price data."""
+    """What a request costs in USD, by which price data, and the part of each of its iterations (None: it has none)."""
 
     amount: Decimal
     source: str
+    parts: tuple[Decimal | None, ...] = ()
+
+    def give_to(self, entry: Entry) -> None:
+        """Write the price into a row and its iterations."""
+        entry.record.total_cost, entry.record.price_source = as_text(self.amount), self.source
+        for iteration, part in zip(entry.iterations, self.parts, strict=True):
+            iteration.total_cost = None if part is None else as_text(part)
 
 
 class _Rates(NamedTuple):
@@ -66,7 +73,7 @@ class Pricer:
         except UnpricedError as error:
             self._tell(str(error))
         else:
-            record.total_cost, record.price_source = as_text(price.amount), price.source
+            price.give_to(entry)
 
     def _tell(self, reason: str) -> None:
         if reason not in self._told and len(self._told) < TOLD_LIMIT:
@@ -93,18 +100,22 @@ class Pricer:
 
         record = entry.record
         total, sources = Decimal(0), dict[str, None]()
+        parts: list[Decimal | None] = [None] * len(entry.iterations)
         for part in parts_of(record, entry.iterations, corrected):
             rates = self._rates(part.model, record)
             if listed.goes_by_length(rates.prices, part.tokens) and _holds_several_prompts(record):
                 raise UnpricedError(f"{part.model} costs more for long prompts, and a row tells the sum of several")
-            total += listed.tokens_cost(rates.prices, part.tokens, part.model) * rates.token_factor
+            cost = listed.tokens_cost(rates.prices, part.tokens, part.model) * rates.token_factor
+            total += cost
             sources[rates.source] = None
+            if part.place is not None:
+                parts[part.place] = cost
         if record.web_search_requests:
             rates = self._rates(record.model, record)
             searches = listed.searches_cost(rates.prices, record.web_search_requests, record.model)
             total += searches * rates.search_factor
             sources[rates.source] = None
-        return Price(total, ", ".join(sources))
+        return Price(total, ", ".join(sources), tuple(parts))
 
     def _rates(self, model: str, record: Record) -> _Rates:
         """Find what a model costs in a request like this one."""
