@@ -150,7 +150,7 @@ def test_of_a_span_only_what_has_no_cost(ledger: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["option", "environment", "beside"])
 def test_own_prices_are_found_where_the_proxy_finds_them(ledger: Path, tmp_path: Path, how: str) -> None:
     prices = tmp_path / ("prices.toml" if how == "beside" else "mine.toml")
-    prices.write_text('[[price]]\nmodel = "claude-opus-9"\nmultiplier = 1\n'.replace("multiplier = 1", OWN))
+    prices.write_text(f'[[price]]\nmodel = "claude-opus-9"\nunlisted = true\n{OWN}\n')
     arguments = ("--prices", str(prices)) if how == "option" else ()
     environment = {"USAGE_LEDGER_PRICES": str(prices)} if how == "environment" else {}
     assert "left out: 0 rows without a price, 1 row without final usage" in price(ledger, *arguments, **environment)
@@ -162,7 +162,7 @@ OWN = "input = 1\noutput = 2\ncache_write_5m = 3\ncache_write_1h = 4\ncache_read
 
 def test_a_row_whose_price_is_not_known_any_more_keeps_what_it_has(ledger: Path, tmp_path: Path) -> None:
     prices = tmp_path / "mine.toml"
-    prices.write_text(f'[[price]]\nmodel = "claude-opus-9"\n{OWN}\n')
+    prices.write_text(f'[[price]]\nmodel = "claude-opus-9"\nunlisted = true\n{OWN}\n')
     price(ledger, "--prices", str(prices))
     assert (
         price(ledger, "--since", "2020-01-01")[-1]
@@ -213,7 +213,7 @@ def test_many_reasons_are_not_all_told(tmp_path: Path) -> None:
         ('[[price]]\nmodel = "claude-*"\nmultiplyer = 1', "price 1: unknown field 'multiplyer'"),
         ('[[price]]\nmodel = "claude-*"\nmultiplier = -1', "price 1: multiplier is -1"),
         (f'{CONTRACT}\n[[price]]\nmodel = "claude-*"\nmultiplier = 1', "price 2: its dates overlap those of price 1"),
-        ('[[price]]\nmodel = "claud-*"\nmultiplier = 1', 'price 1: model = "claud-*" matches no model'),
+        ('[[price]]\nmodel = "claud-*"\nmultiplier = 1', "price 1: model = 'claud-*' matches no model"),
         ('[[price]]\nmodel = "claude-opus-10"\nmultiplier = 1', "matches no model"),
         ("[[price", "mine.toml"),
         (None, "No such file"),
@@ -233,10 +233,71 @@ def test_a_bad_price_file_is_one_line_and_changes_nothing(
     assert (costs(ledger), trail(ledger)) == (before, [])
 
 
-def test_a_model_of_the_ledger_is_no_typing_error(ledger: Path, tmp_path: Path) -> None:
-    prices = tmp_path / "mine.toml"
-    prices.write_text('[[price]]\nmodel = "claude-opus-9*"\nmultiplier = 1')
-    price(ledger, "--prices", str(prices))
+ODD = {
+    "a time": "UPDATE usage_records SET occurred_at = 'yesterday' WHERE id = 'a'",
+    "no time": "UPDATE usage_records SET occurred_at = '' WHERE id = 'a'",
+    "a time that is not UTF-8": "UPDATE usage_records SET occurred_at = CAST(x'ff' AS TEXT) WHERE id = 'a'",
+    "an id that is not UTF-8": "UPDATE usage_records SET id = CAST(x'ff' AS TEXT) WHERE id = 'a'",
+    "a count below 0": "UPDATE usage_records SET input_tokens = -1 WHERE id = 'a'",
+    "searches below 0": "UPDATE usage_records SET web_search_requests = -1 WHERE id = 'a'",
+    "metadata that is no JSON": "UPDATE usage_records SET metadata = '{bad' WHERE id = 'a'",
+    "metadata that is not UTF-8": "UPDATE usage_records SET metadata = CAST(x'ff' AS TEXT) WHERE id = 'a'",
+    "usage that is no JSON": "UPDATE usage_records SET usage_raw = '[' WHERE id = 'a'",
+    "a cost that is no amount": "UPDATE usage_records SET total_cost = 'much' WHERE id = 'a'",
+    "a cost that is not UTF-8": "UPDATE usage_records SET total_cost = CAST(x'ff' AS TEXT) WHERE id = 'a'",
+    "an endless cost": f"UPDATE usage_records SET total_cost = '1{'0' * 90}' WHERE id = 'a'",
+    "an exact cost": f"UPDATE usage_records SET total_cost = '1.{'0' * 90}1' WHERE id = 'a'",
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize("arguments", [(), ("--since", "0001-01-01"), ("--model", "claude-*"), ("--dry-run",)])
+def test_what_another_program_made_of_a_row_keeps_no_other_from_its_price(
+    ledger: Path, what: str, arguments: tuple[str, ...]
+) -> None:
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute(ODD[what])
+        connection.commit()
+    price(ledger, *arguments)
+    if "--dry-run" not in arguments:
+        assert query(ledger, "SELECT total_cost FROM usage_records WHERE id IN ('e', 'f')") == [("0.003",)] * 2
+
+
+def test_a_closed_stderr_is_no_failure(ledger: Path) -> None:
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command(ledger)]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, text=True, timeout=60, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "changed 3 rows")
+
+
+def test_a_reader_that_leaves_is_no_failure(ledger: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(command(ledger), stdout=theirs, stderr=subprocess.PIPE, timeout=60, env=ENVIRONMENT)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert costs(ledger)["a"] == "0.003"
+
+
+def test_where_the_output_cannot_go_the_ledger_is_not_blamed(ledger: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command(ledger), stdout=full, stderr=subprocess.PIPE, timeout=60, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert b"cannot write" not in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_note_that_is_not_utf8_is_refused(ledger: Path) -> None:
+    done = subprocess.run([*command(ledger), "--note", b"\xff"], capture_output=True, timeout=60, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert b"not UTF-8" in done.stderr
+    assert trail(ledger) == []
+
+
+def test_a_price_list_that_cannot_be_loaded_is_one_line(ledger: Path, tmp_path: Path) -> None:
+    (tmp_path / "genai_prices.py").write_text("raise ImportError('broken')")
+    [line] = price(ledger, code=2, PYTHONPATH=str(tmp_path))
+    assert line.startswith("usage-ledger: genai-prices cannot be loaded (broken)")
 
 
 def test_progress_is_shown_on_a_terminal_alone(ledger: Path) -> None:

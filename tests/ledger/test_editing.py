@@ -98,7 +98,7 @@ def test_two_editors_at_once_make_one_trail(ledger: Path) -> None:
             made.append(editor.change("price", [change("b", "0.5", value), change("a", None, f"{value}{number}")]))
 
     with open_for_editing(ledger) as one, open_for_editing(ledger) as other:
-        other._connection.execute("PRAGMA busy_timeout = 10000")
+        other.connection.execute("PRAGMA busy_timeout = 10000")
         threads = [threading.Thread(target=edit, args=(each, value)) for each, value in ((one, "1"), (other, "2"))]
         for thread in threads:
             thread.start()

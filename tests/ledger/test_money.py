@@ -8,7 +8,7 @@ from decimal import Decimal, Inexact
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from usage_ledger.ledger.money import EXACT, as_amount, as_text, register
+from usage_ledger.ledger.money import EXACT, as_amount, as_text, books, difference, register
 
 AMOUNTS = st.decimals(min_value=0, max_value=10**12, allow_nan=False, allow_infinity=False, places=18)
 
@@ -34,7 +34,9 @@ def test_what_is_written_is_read_again(amount: Decimal) -> None:
     assert as_amount(as_text(amount)) == amount
 
 
-@pytest.mark.parametrize("other", [None, "", "abc", "NaN", "-Infinity", "1,5", "1e999999", "9" * 70, 5, 0.5, b"1"])
+@pytest.mark.parametrize(
+    "other", [None, "", "abc", "NaN", "-Infinity", "1,5", "1e2", "-3", "١٢", "1\n", "9" * 31, "\ud800", 5, 0.5, b"\xff"]
+)
 def test_what_is_no_amount_is_none(other: object) -> None:
     assert as_amount(other) is None
 
@@ -59,9 +61,31 @@ def test_sums_are_exact(connection: sqlite3.Connection) -> None:
 
 
 def test_a_sum_leaves_out_what_is_no_amount(connection: sqlite3.Connection) -> None:
-    connection.executemany("INSERT INTO costs VALUES (?)", [("0.1",), (None,), ("abc",), ("inf",), (b"1",)])
+    connection.executemany("INSERT INTO costs VALUES (?)", [("0.1",), (None,), ("abc",), ("inf",), (b"\xff",)])
     assert connection.execute("SELECT money_sum(cost), count(money(cost)) FROM costs").fetchone() == ("0.1", 1)
 
 
 def test_a_sum_of_no_rows_is_null_as_sqlites_own(connection: sqlite3.Connection) -> None:
     assert connection.execute("SELECT money_sum(cost), sum(cost) FROM costs").fetchone() == (None, None)
+
+
+def test_the_largest_amounts_can_be_added_a_billion_times() -> None:
+    largest = as_amount("9" * 30 + "." + "9" * 60)
+    assert largest is not None
+    assert EXACT.add(EXACT.multiply(largest, Decimal(10**9)), largest) > largest
+
+
+def test_books_tell_apart_what_is_billed_and_what_has_no_cost(connection: sqlite3.Connection) -> None:
+    rows = [(0, "0.1", 1), (1, "0.2", 1), (0, None, 1), (0, b"\xff", 1), (1, None, 0), (0, None, None), (0, "1", None)]
+    connection.execute("CREATE TABLE rows (subscription, cost, final)")
+    connection.executemany("INSERT INTO rows VALUES (?, ?, ?)", rows)
+    told = connection.execute("SELECT books(subscription, CAST(cost AS BLOB), final) FROM rows").fetchone()[0]
+    assert books(told) == (Decimal("1.1"), Decimal("0.2"), 2, 1)
+    assert books(None) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "rest"), [("0.3", "0.1", "0.2"), ("0.3", None, "0.3"), (None, "0.1", None), (b"1", b"1", "0")]
+)
+def test_a_part_is_taken_from_the_whole(whole: object, part: object, rest: str | None) -> None:
+    assert difference(whole, part) == rest

@@ -485,3 +485,23 @@ def test_marks_of_the_living_stay_beside_the_ledger(books: Books) -> None:
     books.store.settle_dead_writers()
     assert own.still_marked()
     own.leave()
+
+
+@pytest.mark.parametrize("metadata", ["{bad", "", "[", "null"])
+@pytest.mark.parametrize("state", ["pending", "partial", "complete"])
+def test_metadata_that_another_program_broke_keeps_nothing_from_being_written(
+    books: Books, metadata: str, state: str
+) -> None:
+    """Such a row once put the whole ledger into trouble, for every proxy that came after."""
+    books.write(record(usage_state=state))
+    books.change("UPDATE usage_records SET metadata = ?", metadata)
+    books.write(record(usage_state="complete", total_tokens=5), record(id="flow-2"))
+    assert [row["id"] for row in books.rows()] == ["flow-1", "flow-2"]
+    assert books.rows()[0]["total_tokens"] == (0 if state == "complete" else 5)
+
+
+def test_metadata_that_another_program_broke_keeps_no_dead_writers_row_from_being_settled(books: Books) -> None:
+    books.write(record(writer="0.1.0 bbbbbbbbbbbb"))
+    books.change("UPDATE usage_records SET metadata = '{bad'")
+    assert books.store.settle_dead_writers() == 1
+    assert json.loads(books.row()["metadata"]) == {"_no_usage_data": True, "_requires_manual_review": True}

@@ -654,13 +654,22 @@ def test_names_from_upstream_are_made_safe() -> None:
     assert len(verdict.message_id) <= 128
 
 
-def test_several_models_in_one_body_are_named() -> None:
-    """Whose tokens are whose is not told, so no price fits; one model under several messages needs no mention."""
+def test_in_what_several_messages_of_one_body_differ_is_told() -> None:
+    """Whose tokens are priced how is not told by a row, so no price fits."""
     other = [piece.replace(b"msg_fake", b"msg_other") for piece in NORMAL]
-    assert "models" not in judge([*NORMAL, *other]).metadata
+    assert "messages_differ" not in judge([*NORMAL, *other]).metadata
     another = [piece.replace(b"claude-sonnet-4-6", b"claude-haiku-4-5") for piece in other]
     verdict = judge([*NORMAL, *another])
-    assert (verdict.reason, verdict.metadata["models"]) == (
-        Reason.MULTIPLE_MESSAGES,
-        ["claude-haiku-4-5", "claude-sonnet-4-6"],
-    )
+    assert (verdict.reason, verdict.metadata["messages_differ"]) == (Reason.MULTIPLE_MESSAGES, ["model"])
+    fast = [piece.replace(b'"service_tier":"standard"', b'"service_tier":"batch","speed":"fast"') for piece in other]
+    assert judge([*NORMAL, *fast]).metadata["messages_differ"] == ["service_tier", "speed"]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [('"fast"', "fast"), ("null", None), ('""', None), ("5", "5"), ('["fast"]', '["fast"]'), ("false", "false")],
+)
+def test_a_speed_that_is_no_text_is_not_taken_for_none(told: str, expected: str | None) -> None:
+    odd = [piece.replace(b'"service_tier":"standard"', f'"speed":{told}'.encode()) for piece in NORMAL]
+    assert odd != NORMAL
+    assert judge(odd).speed == expected

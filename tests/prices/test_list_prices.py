@@ -174,6 +174,22 @@ def test_a_request_costs_what_it_did_on_its_day(model: str, day: str, expected: 
     assert cost(model, tokens=(300_000,), occurred_at=f"{day}T23:59:59.999Z") == expected
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("claude-opus-4-5@20251101", "claude-opus-4-5-2025-11-01", "claude-3-5-haiku-latest", "claude-opus-4"),
+        *(
+            "claude-fable-5-2-20261101",
+            "claude-opus-5-5-20261001",
+            "claude-sonnet-4@20250514",
+            "claude-3-opus-20240229",
+        ),
+    ],
+)
+def test_dated_names_and_those_of_other_clouds_are_known(name: str) -> None:
+    assert listed.knows(name)
+
+
 def test_each_iteration_is_priced_alone_under_its_own_model() -> None:
     """Two prompts of 60,000 tokens are two short ones; an advisor's tokens cost what the advisor costs."""
     advised = entry(
@@ -190,7 +206,28 @@ def test_each_iteration_is_priced_alone_under_its_own_model() -> None:
     assert price.source == f"genai-prices {genai_prices.__version__}"
 
 
-@pytest.mark.parametrize("model", ["claude-mythos-5", "claude-mythos-preview", "claude-opus-9", "unknown", "", "gpt-5"])
+LIKE_ONE = [
+    "claude-opus-4-10",
+    "claude-opus-4-1x",
+    "claude-2.5",
+    "claude-sonnet-4-50",
+    "claude-sonnet-4-6-turbo",
+    "claude-sonnet-4-6-20261399",
+    "claude-haiku-4-5-mini",
+    "claude-3-opus-lite",
+    "CLAUDE-sonnet-4-6",
+    " claude-sonnet-4-6",
+    "claude-sonnet-4-6\n",
+    "claude-sonnet-4-5-20250929\n",
+    "claude-opus-4-1\nfoo",
+    "claude-sonnet-4-6" + "x" * 100,
+]
+"""Names that the price list's own matching takes for a model it knows, because they begin like it."""
+
+
+@pytest.mark.parametrize(
+    "model", ["claude-mythos-5", "claude-mythos-preview", "claude-opus-9", "unknown", "", "gpt-5", *LIKE_ONE]
+)
 def test_an_unknown_model_has_no_price(model: str) -> None:
     with pytest.raises(UnpricedError, match="does not know the model"):
         cost(model, tokens=ALL_KINDS)
@@ -206,7 +243,7 @@ def test_an_unknown_model_has_no_price(model: str) -> None:
         ("claude-opus-5-5", {"service_tier": "priority"}, "bought by contract"),
         ("claude-opus-5-5", {"service_tier": "flex"}, "the service tier flex"),
         ("claude-opus-5-5", {"inference_geo": "eu"}, "inference in eu"),
-        ("claude-2.1", {}, "5-minute cache writes of claude-2.1"),
+        ("claude-2", {}, "5-minute cache writes of claude-2"),
         ("claude-3-haiku-20240307", {"web_search_requests": 1}, "web searches of claude-3-haiku"),
         ("claude-opus-5-5", {"tokens": (-1,)}, "below 0"),
     ],
@@ -257,6 +294,11 @@ def test_amounts_are_exact_and_those_of_the_price_list(model: str, tokens: tuple
         ("claude-opus-9", False),
         ("claude-opus-9*", False),
         ("gpt-*", False),
+        ("claude-sonnet-4-6-typo", False),
+        ("claude-sonnet-4-6-t*", False),
+        ("claude-[s]onnet-4-6*", False),
+        ("claude-?onnet-4-6*", False),
+        ("claude-opus-4-5@20251101", True),
     ],
 )
 def test_a_pattern_is_known_where_it_can_mean_a_listed_model(pattern: str, known: bool) -> None:

@@ -1,11 +1,15 @@
 """Own prices: which of them holds, and files that cannot be meant so."""
 
+import os
+import re
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from usage_ledger.prices import listed
-from usage_ledger.prices.own import OwnPrices, PriceFileError, price_file, read_prices
+from usage_ledger.prices.own import OwnPrices, PriceFileError, matches, price_file, read_prices
 
 FULL = "input = 3\noutput = 15\ncache_write_5m = 3.75\ncache_write_1h = 6\ncache_read = 0.30\n"
 
@@ -23,14 +27,14 @@ def read(folder: Path, *tables: str) -> OwnPrices:
 
 def test_numbers_are_taken_as_they_are_written(tmp_path: Path) -> None:
     """0.1 as a binary fraction would be 0.1000000000000000055511151231257827."""
-    [entry] = read(tmp_path, price() + FULL.replace("0.30", "0.1") + "web_search = 7.000000000001").entries
+    [entry] = read(tmp_path, price() + FULL.replace("0.30", "0.1") + "web_search = 7.000000001").entries
     assert entry.prices == {
         "input": Decimal(3),
         "output": Decimal(15),
         "cache_write_5m": Decimal("3.75"),
         "cache_write_1h": Decimal(6),
         "cache_read": Decimal("0.1"),
-        "web_search": Decimal("7.000000000001"),
+        "web_search": Decimal("7.000000001"),
     }
 
 
@@ -58,6 +62,15 @@ def test_the_closest_entry_holds(tmp_path: Path) -> None:
     assert chosen(prices, "claude-opus-5-5") == "7"
     assert chosen(prices, "claude-sonnet-5-5") == "2"
     assert chosen(prices, "other") is None
+    prices = read(
+        tmp_path,
+        price("claude-*", account='"acme-eu-1"', multiplier="1"),
+        price("claude-sonnet-4-6*", account='"acme-*"', multiplier="2"),
+        price("claude-sonnet-4-6*", account='"acme-eu-*"', multiplier="3"),
+    )
+    assert chosen(prices, "claude-sonnet-4-6", "acme-eu-1") == "3"
+    assert chosen(prices, "claude-sonnet-4-6", "acme-us-1") == "2"
+    assert chosen(prices, "claude-opus-5-5", "acme-eu-1") == "1"
 
 
 def test_of_two_patterns_that_say_as_much_the_first_in_the_file_holds(tmp_path: Path) -> None:
@@ -108,10 +121,10 @@ BAD = {
     "an infinite price": (price() + FULL.replace("15", "inf"), "price 1: output is"),
     "a price in quotes": (price(multiplier='"0.85"'), "price 1: multiplier is a number"),
     "a price that is true": (price(multiplier="true"), "price 1: multiplier is a number"),
-    "too many digits": (price(multiplier="0.1234567890123"), "price 1: multiplier has more than 12 digits"),
-    "too large": (price(multiplier="1e12"), "price 1: multiplier has more than 12 digits"),
+    "too many digits": (price(multiplier="0.1234567890"), "price 1: multiplier has more than 9 digits"),
+    "too large": (price(multiplier="1e9"), "price 1: multiplier has more than 9 digits"),
     "a huge number": (price(multiplier="9" * 5000), "prices.toml"),
-    "a huge exponent": (price(multiplier="1e-99999999999999999999"), "prices.toml"),
+    "a huge exponent": (price(multiplier="1e-99999999999999999999"), "a number that is none or too large"),
     "a day in quotes": (price(multiplier="1", since='"2026-01-01"'), "price 1: since is a day"),
     "a moment": (price(multiplier="1", until="2026-01-01T00:00:00Z"), "price 1: until is a day"),
     "no day": (price(multiplier="1", since="2026-02-30"), "prices.toml"),
@@ -129,7 +142,7 @@ BAD = {
         price("a", multiplier="1", until="2026-03-01")
         + price("b", multiplier="1")
         + price("a", multiplier="2", since="2026-02-28"),
-        'price 3: its dates overlap those of price 1, which is for the same model = "a"',
+        "price 3: its dates overlap those of price 1, which is for the same model 'a'",
     ),
 }
 
@@ -147,14 +160,74 @@ def test_a_file_that_cannot_be_meant_so_is_refused_with_the_place(tmp_path: Path
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PriceFileError, match="No such file"):
         read_prices(tmp_path / "none.toml")
-    with pytest.raises(PriceFileError, match="Is a directory"):
+    with pytest.raises(PriceFileError, match=r"not a file|Is a directory"):
         read_prices(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(PriceFileError, match="it is not a file"):
+            read_prices(other)
+    (tmp_path / "large.toml").write_bytes(b"#" * 2_000_000)
+    with pytest.raises(PriceFileError, match="more than 1,048,576 bytes"):
+        read_prices(tmp_path / "large.toml")
     (tmp_path / "latin.toml").write_bytes(b'[[price]]\nmodel = "\xe9"')
     with pytest.raises(PriceFileError, match="utf-8"):
         read_prices(tmp_path / "latin.toml")
     (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
     with pytest.raises(PriceFileError, match="deep"):
         read_prices(tmp_path / "deep.toml")
+
+
+def test_a_byte_order_mark_is_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "prices.toml").write_bytes(b"\xef\xbb\xbf" + price(multiplier="1").encode())
+    assert len(read_prices(tmp_path / "prices.toml").entries) == 1
+
+
+def test_a_message_is_one_line_whatever_is_in_the_file(tmp_path: Path) -> None:
+    prices = read(tmp_path, '[[price]]\nmodel = "x\\ny\\u001b[31m' + "z" * 100_000 + '"\nmultiplier = 1')
+    with pytest.raises(PriceFileError) as caught:
+        prices.check_models(lambda _: False)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("", "", True),
+        ("a", "a", True),
+        ("a", "ab", False),
+        ("*", "", True),
+        ("a*", "a", True),
+        ("a*a", "a", False),
+        ("a*a", "aa", True),
+        ("*b*", "abc", True),
+        ("a*b*c", "a-b-c", True),
+        ("a*bc*c", "abc", False),
+        ("a*b*b*c", "abc", False),
+        ("*a*b", "aab", True),
+        ("[a]?", "[a]?", True),
+        ("[a]?", "ab", False),
+        ("a*", "a\n", True),
+    ],
+)
+def test_a_star_stands_for_any_characters(pattern: str, text: str, expected: bool) -> None:
+    assert matches(pattern, text) is expected
+
+
+@given(st.text("ab*", max_size=8), st.text("ab", max_size=12))
+def test_a_pattern_means_what_its_regular_expression_would(pattern: str, text: str) -> None:
+    expression = ".*".join(map(re.escape, pattern.split("*")))
+    assert matches(pattern, text) is bool(re.fullmatch(expression, text, re.DOTALL))
+
+
+def test_no_pattern_takes_long() -> None:
+    """As a regular expression this one would take longer than anybody waits."""
+    assert not matches("*a" * 30 + "*b", "a" * 10_000)
+
+
+def test_thousands_of_entries_are_read_at_once(tmp_path: Path) -> None:
+    prices = read(tmp_path, *(price(f"claude-{number}*", multiplier="1") for number in range(10_000)))
+    assert prices.find("claude-9999-x", "any", "2026-11-24") is not None
 
 
 def test_other_patterns_and_other_accounts_may_overlap(tmp_path: Path) -> None:
@@ -166,7 +239,7 @@ def test_a_model_that_nobody_knows_is_a_typing_error_unless_it_says_that_it_is_n
     read(tmp_path, price("claude-*", multiplier="1"), price("mine", multiplier="1", unlisted="true")).check_models(
         known
     )
-    with pytest.raises(PriceFileError, match=r'price 2: model = "claude-opsu-\*" matches no model .* unlisted = true'):
+    with pytest.raises(PriceFileError, match=r"price 2: model = 'claude-opsu-\*' matches no model .* unlisted = true"):
         read(tmp_path, price("claude-*", multiplier="1"), price("claude-opsu-*", multiplier="1")).check_models(known)
 
 
@@ -185,6 +258,16 @@ def test_the_file_is_the_given_one_then_the_environments_then_the_one_beside_the
     assert price_file("~/home.toml", ledger) == tmp_path / "home.toml"
     with pytest.raises(PriceFileError, match="no home folder"):
         price_file("~nobody-has-this-name/x", ledger)
+    with pytest.raises(PriceFileError, match="not UTF-8"):
+        price_file(os.fsdecode(b"/tmp/pr\xff.toml"), ledger)
+
+
+def test_a_link_beside_the_ledger_that_leads_nowhere_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "prices.toml").symlink_to(tmp_path / "gone.toml")
+    path = price_file("", tmp_path / "usage.db")
+    assert path is not None
+    with pytest.raises(PriceFileError, match="No such file"):
+        read_prices(path)
 
 
 def test_the_example_is_a_price_file() -> None:

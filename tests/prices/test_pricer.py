@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_ledger.ledger.money import as_text
+from usage_ledger.ledger.money import as_amount, as_text
 from usage_ledger.ledger.record import Entry
 from usage_ledger.prices import listed
 from usage_ledger.prices.own import read_prices
@@ -154,18 +154,34 @@ def test_one_prompt_is_one_prompt(raw: str | None) -> None:
     assert cost(Pricer(), "claude-haiku-5-5", tokens=(100_001,), usage_raw=raw) == "0.0500005"
 
 
-def test_several_models_in_one_body_have_no_price() -> None:
-    with pytest.raises(UnpricedError, match="several models"):
-        cost(Pricer(), "claude-sonnet-4-6", metadata='{"models": ["a", "b"]}', tokens=(1,))
+def test_several_messages_that_are_priced_differently_have_no_price() -> None:
+    with pytest.raises(UnpricedError, match="several messages"):
+        cost(Pricer(), "claude-sonnet-4-6", metadata='{"messages_differ": ["speed"]}', tokens=(1,))
 
 
 def test_what_cannot_be_exact_has_no_price(pricer_of: Any) -> None:
-    """Prices have 12 digits on either side of the point and counts 15, which leaves room; an edited row may not."""
-    pricer = pricer_of('[[price]]\nmodel = "*"\nmultiplier = 0.123456789012')
+    """Prices have 9 digits on either side of the point and counts 15, which leaves room; an edited row may not."""
+    pricer = pricer_of('[[price]]\nmodel = "*"\nmultiplier = 0.123456789')
     largest = cost(pricer, "claude-haiku-4-5", tokens=(10**15 - 1,))
-    assert Decimal(largest) == Decimal(10**15 - 1) * Decimal("0.123456789012") / 10**6
-    with pytest.raises(UnpricedError, match="too many digits"):
-        cost(pricer, "claude-haiku-4-5", tokens=(int("9" * 60),))
+    assert Decimal(largest) == Decimal(10**15 - 1) * Decimal("0.123456789") / 10**6
+    for count in (10**40, int("9" * 200)):
+        with pytest.raises(UnpricedError, match=r"too many digits|cannot be right"):
+            cost(pricer, "claude-haiku-4-5", tokens=(count,))
+
+
+@pytest.mark.parametrize("fields", [{"occurred_at": "yesterday"}, {"occurred_at": ""}, {"web_search_requests": -1}])
+def test_what_another_program_has_made_of_a_row_is_a_reason_and_no_failure(fields: dict[str, Any]) -> None:
+    with pytest.raises(UnpricedError, match="cannot be right"):
+        cost(Pricer(), "claude-sonnet-4-6", tokens=(1_000,), **fields)
+
+
+def test_the_smallest_cost_is_an_amount(pricer_of: Any) -> None:
+    smallest = "0.000000001"
+    own = "\n".join(f"{name} = {smallest}" for name in ("input", "output", "cache_write_5m", "cache_write_1h"))
+    factors = "\n".join(f"{name} = {smallest}" for name in ("batch", "us", "fast"))
+    pricer = pricer_of(f'[[price]]\nmodel = "m"\ncache_read = 0\n{own}\n{factors}')
+    odd = {"service_tier": "batch", "speed": "fast", "inference_geo": "us"}
+    assert as_amount(cost(pricer, "m", tokens=(1,), **odd)) == Decimal("1e-42")
 
 
 def filled(pricer: Pricer, one: Entry) -> tuple[str | None, str | None]:

@@ -12,8 +12,8 @@ import genai_prices
 import httpx
 import pytest
 
-from scripts.fake_console import NORMAL
-from scripts.real_proxy import ADDON, Proxy, mitmdump, replay, rows_of, settled_rows
+from scripts.fake_console import NORMAL, FakeConsole
+from scripts.real_proxy import ADDON, Proxy, mitmdump, replay, rows_of, settled_rows, wait_until
 
 SOURCE = f"genai-prices {genai_prices.__version__}"
 Ask = Callable[..., httpx.Response]
@@ -154,7 +154,7 @@ def test_a_price_file_beside_the_ledger_is_found(ledger: Path, start_proxy: Star
         ('[[price]]\nmodel = "claude-*"\nmultiplyer = 1', "price 1: unknown field 'multiplyer'"),
         ('[[price]]\nmodel = "claude-*"\nmultiplier = -1', "price 1: multiplier is -1"),
         ('[[price]]\nmodel = "claude-*"\nmultiplier = 1\n' * 2, "price 2: its dates overlap those of price 1"),
-        ('[[price]]\nmodel = "claud-*"\nmultiplier = 1', 'price 1: model = "claud-*" matches no model'),
+        ('[[price]]\nmodel = "claud-*"\nmultiplier = 1', "price 1: model = 'claud-*' matches no model"),
         ("", "no [[price]]"),
     ],
 )
@@ -202,14 +202,122 @@ def test_the_price_list_is_loaded_beside_the_event_loop(tmp_path: Path) -> None:
         f"import sys, threading; sys.path.insert(0, {str(ADDON.parent)!r})\n"
         "import usage_ledger.proxy.addon\n"
         "assert 'genai_prices' not in sys.modules\n"
-        "from usage_ledger.prices.pricer import Pricer\n"
+        "from usage_ledger.prices import pricer\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'genai_prices': print(threading.current_thread().name)\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "Pricer().warm()\n"
+        "pricer.load()\n"
         "[thread.join() for thread in threading.enumerate() if thread is not threading.main_thread()]\n"
         "assert 'genai_prices.data' in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("usage-ledger-prices\n", "")
+
+
+def slow_list(tmp_path: Path, seconds: float) -> Path:
+    """A script that loads the addon where the price list takes so long to load."""
+    script = tmp_path / "slow_list.py"
+    script.write_text(
+        f"import sys, time\nsys.path.insert(0, {str(ADDON.parent)!r})\n"
+        "class Slow:\n    def find_spec(self, name, *_):\n"
+        f"        if name == 'genai_prices':\n            time.sleep({seconds})\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "from usage_ledger.proxy.addon import UsageLedger\naddons = [UsageLedger()]\n"
+    )
+    return script
+
+
+def test_a_price_list_that_never_loads_holds_up_neither_requests_nor_the_end(
+    tmp_path: Path, console: FakeConsole, start_proxy: Start, ask: Ask
+) -> None:
+    proxy = start_proxy(script=slow_list(tmp_path, 3600))
+    for _ in range(3):
+        assert ask(proxy, "normal").extensions["raw"] == b"".join(NORMAL)
+    assert console.received.total() == 3
+    rows = settled_rows(proxy.ledger, 3)
+    assert [(row["usage_state"], row["total_cost"]) for row in rows] == [("complete", None)] * 3
+    proxy.wait_for_line("the price list takes long to load")
+    proxy.stop()
+    assert "does not answer" not in proxy.log
+
+
+def test_a_price_list_that_loads_late_is_used_from_then_on(tmp_path: Path, start_proxy: Start, ask: Ask) -> None:
+    proxy = start_proxy(script=slow_list(tmp_path, 4))
+    ask(proxy, "normal")
+
+    def priced() -> bool:
+        ask(proxy, "normal")
+        return any(row["total_cost"] == "0.001641" for row in rows_of(proxy.ledger))
+
+    wait_until(priced)
+    assert rows_of(proxy.ledger)[0]["total_cost"] is None
+
+
+def test_with_own_prices_and_a_broken_price_list_traffic_passes_and_rows_are_kept(
+    tmp_path: Path, start_proxy: Start, ask: Ask
+) -> None:
+    prices, script = tmp_path / "mine.toml", tmp_path / "broken.py"
+    prices.write_text('[[price]]\nmodel = "claude-sonnet-*"\nmultiplier = 0.5\n')
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ADDON.parent)!r})\nsys.modules['genai_prices'] = None\n"
+        "from usage_ledger.proxy.addon import UsageLedger\naddons = [UsageLedger()]\n"
+    )
+    proxy = start_proxy("--set", f"usage_prices={prices}", script=script)
+    assert ask(proxy, "normal").extensions["raw"] == b"".join(NORMAL)
+    (row,) = settled_rows(proxy.ledger, 1)
+    assert (row["usage_state"], row["total_cost"]) == ("complete", None)
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("[[price"), Path.unlink], ids=["spoiled", "gone"])
+def test_at_a_reload_prices_that_cannot_be_read_any_more_stay_in_use(
+    tmp_path: Path, start_proxy: Start, ask: Ask, spoil: Callable[[Path], object]
+) -> None:
+    prices, script = tmp_path / "mine.toml", tmp_path / "usage.py"
+    prices.write_text('[[price]]\nmodel = "claude-sonnet-*"\nmultiplier = 0.5\n')
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ADDON.parent)!r})\n{ADDON.read_text()}")
+    proxy = start_proxy("--set", f"usage_prices={prices}", script=script)
+    ask(proxy, "normal")
+    spoil(prices)
+    script.write_text(script.read_text() + "\n# saved again\n")
+    wait_until(lambda: sum("own prices from" in line for line in proxy.lines) == 2)
+    ask(proxy, "normal")
+    rows = settled_rows(proxy.ledger, 2)
+    assert [row["total_cost"] for row in rows] == ["0.0008205"] * 2
+    assert proxy.log.count("the prices that were read before stay in use") == 1
+    assert "Traceback" not in proxy.log
+
+
+SETS_PRICES = """
+from mitmproxy import ctx, exceptions
+
+class SetsPrices:
+    def request(self, flow):
+        path = flow.request.headers.pop("x-prices", "")
+        if path:
+            try:
+                ctx.options.update(usage_prices=path)
+            except exceptions.OptionsError as error:
+                print("refused:", error, flush=True)
+
+addons.append(SetsPrices())
+"""
+
+
+def test_prices_that_are_set_while_it_runs_hold_from_then_on_and_bad_ones_do_not(
+    tmp_path: Path, start_proxy: Start, ask: Ask
+) -> None:
+    lists = {name: tmp_path / f"{name}.toml" for name in ("half", "double", "bad")}
+    for name, multiplier in (("half", "0.5"), ("double", "2"), ("bad", "-1")):
+        lists[name].write_text(f'[[price]]\nmodel = "claude-sonnet-*"\nmultiplier = {multiplier}\n')
+    script = tmp_path / "usage.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ADDON.parent)!r})\n{ADDON.read_text()}{SETS_PRICES}")
+    proxy = start_proxy("--set", f"usage_prices={lists['half']}", script=script)
+    for name in ("half", "double", "bad"):
+        if name == "bad":
+            lists["double"].unlink()  # that the good ones cannot be read any more is no reason to lose them
+        ask(proxy, "normal", **{"x-prices": str(lists[name])})
+        ask(proxy, "normal")
+    rows = settled_rows(proxy.ledger, 6)
+    assert [row["total_cost"] for row in rows] == ["0.0008205"] * 2 + ["0.003282"] * 4
+    proxy.wait_for_line(f"refused: usage_prices: {lists['bad']}: price 1: multiplier is -1")

@@ -52,10 +52,11 @@ def export(db: Path, form: str, **filters: Any) -> None:
 def _write_csv(rows: Iterable[tuple[Any, ...]], out: TextIO) -> None:
     lines = csv.writer(out, lineterminator="\r\n")
     lines.writerow(COLUMNS)
-    lines.writerows([_safe(value) for value in row] for row in rows)
+    lines.writerows([safe(value) for value in row] for row in rows)
 
 
-def _safe(value: Any) -> Any:
+def safe(value: Any) -> Any:
+    """Return what a CSV cell holds: text that a spreadsheet would take for a formula gets an apostrophe before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usage_ledger.cli.options import filters_from, with_filters, with_ledger
+from usage_ledger.cli.options import Words, filters_from, with_filters, with_ledger
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.ledger.filters import FINAL, UNPRICED, Filters
-from usage_ledger.ledger.money import EXACT, as_amount, as_text
-from usage_ledger.ledger.reading import Reader, Totals, open_for_reading
+from usage_ledger.ledger.money import EXACT, Books, as_amount, as_text
+from usage_ledger.ledger.reading import Reader, open_for_reading
 
 if TYPE_CHECKING:
     from usage_ledger.ledger.record import Entry, Record
@@ -87,7 +87,7 @@ class _Tally:
     help="Own prices (TOML). Default: $USAGE_LEDGER_PRICES, else prices.toml beside the ledger if there is one.",
 )
 @click.option("--unpriced", is_flag=True, help="Of the rows that match, only those without a cost.")
-@click.option("--note", default="", metavar="TEXT", help="Why, for the trail. Default: by which prices.")
+@click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail. Default: by which prices.")
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
 def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: bool, **filters: Any) -> None:
     """Give rows without a cost theirs; with filters, price all rows that match anew.
@@ -105,7 +105,7 @@ def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: 
 
     chosen = filters_from(filters)
     with _opened(db, dry_run) as ledger, localcontext(EXACT):
-        pricer = _pricer(price_path, db, ledger)
+        pricer = _pricer(price_path, db)
         condition = UNPRICED if unpriced or chosen == Filters() else FINAL
         tally = _Tally()
         with _progress(lambda: ledger.count(chosen, condition)) as advance:
@@ -116,7 +116,7 @@ def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: 
                 for entry, new in made:
                     tally.count(entry.record, new)
                 advance(len(page))
-        _report(tally, ledger.totals(chosen), dry_run)
+        _report(tally, ledger.books(chosen), dry_run)
 
 
 @contextmanager
@@ -131,17 +131,21 @@ def _opened(db: Path, dry_run: bool) -> Iterator[Reader]:
             yield editor
 
 
-def _pricer(given: str | None, db: Path, ledger: Reader) -> "Pricer":
+def _pricer(given: str | None, db: Path) -> "Pricer":
     from usage_ledger.prices.own import PriceFileError, price_file, read_prices
-    from usage_ledger.prices.pricer import Pricer, is_listed
 
     try:
+        from usage_ledger.prices import listed
+        from usage_ledger.prices.pricer import Pricer
+
         path = price_file(given, db)
         own = None if path is None else read_prices(path)
         if own is not None:
-            own.check_models(lambda pattern: is_listed(pattern) or ledger.has_model(pattern))
+            own.check_models(listed.knows)
     except PriceFileError as error:
         raise click.ClickException(str(error)) from error
+    except ImportError as error:
+        raise click.ClickException(f"genai-prices cannot be loaded ({error}); install it again") from error
     return Pricer(own)
 
 
@@ -187,17 +191,17 @@ def _made(ledger: Reader, proposed: "list[tuple[Entry, Price]]", note: str) -> "
 @contextmanager
 def _progress(count: Callable[[], int]) -> "Iterator[Callable[[int], object]]":
     """Show on a terminal how far it is; what there is to do is only counted there."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda _steps: None
         return
     with click.progressbar(length=count(), label="pricing", file=sys.stderr) as bar:
         yield bar.update
 
 
-def _report(tally: _Tally, totals: Totals, dry_run: bool) -> None:
+def _report(tally: _Tally, books: Books, dry_run: bool) -> None:
     """Say what was done, and what the rows that match cost now (or would cost), and what that leaves out."""
     out = for_people()
-    billed, subscription, unpriced = totals.billed, totals.subscription, totals.unpriced
+    billed, subscription, unpriced = books.billed, books.subscription, books.unpriced
     if dry_run:
         billed += tally.billed
         subscription += tally.subscription
@@ -210,11 +214,11 @@ def _report(tally: _Tally, totals: Totals, dry_run: bool) -> None:
     say(f"billed: {as_text(billed)} USD ({_signed(tally.billed)})")
     if subscription or tally.subscription:
         say(f"subscriptions: {as_text(subscription)} USD ({_signed(tally.subscription)}) at list price, on no bill")
-    say(f"left out: {_rows(unpriced)} without a price, {_rows(totals.unsettled)} without final usage")
+    say(f"left out: {_rows(unpriced)} without a price, {_rows(books.unsettled)} without final usage")
     for reason, count in tally.reasons.most_common():
         say(f"no price for {_rows(count)}: {reason}")
     if tally.overtaken:
-        say(f"left alone: {_rows(tally.overtaken)} that changed meanwhile; run it again")
+        say(f"left alone: {_rows(tally.overtaken)} that changed meanwhile or are not UTF-8; run it again")
 
 
 def _rows(count: int) -> str:

@@ -15,7 +15,7 @@ from usage_ledger.ledger import revisions
 from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.presence import new_writer_id
-from usage_ledger.ledger.reading import Reader, open_for_reading
+from usage_ledger.ledger.reading import Reader, may_be_written, open_for_reading
 from usage_ledger.ledger.store import Store
 
 BUSY_MS = 10_000
@@ -40,14 +40,18 @@ def open_for_editing(path: Path) -> Iterator["Editor"]:
     """Open an existing ledger to change rows in it; raise `LedgerError` (one line) where that cannot be."""
     with open_for_reading(path):
         pass  # says what is wrong with a path that leads to no ledger
+    if not may_be_written(path):
+        raise LedgerError(f"cannot write {path}: you may not change it and what is beside it")
     try:
         store = Store(path, "full", new_writer_id(), BUSY_MS)
-        try:
-            yield Editor(store)
-        finally:
-            store.close()
     except (sqlite3.Error, OSError) as error:
         raise LedgerError(f"cannot write {path}: {error}") from error
+    try:
+        yield Editor(store)
+    except (sqlite3.Error, OverflowError) as error:  # OverflowError: numbers that another program has made too large
+        raise LedgerError(f"cannot write {path}: {error}") from error
+    finally:
+        store.close()
 
 
 class Editor(Reader):
@@ -67,7 +71,7 @@ class Editor(Reader):
                 if self._set(change):
                     before = {name: change.expected[name] for name in change.after}
                     made.append(self._revised(change, before))
-            revisions.append(self._connection, source, made)
+            revisions.append(self.connection, source, made)
         if not self._store.is_current():
             raise LedgerError(f"{self._store.path} was removed or replaced meanwhile; the changes went with it")
         return {revision.record_id for revision in made}
@@ -77,7 +81,7 @@ class Editor(Reader):
         assert not unknown, unknown
         setting = ", ".join(f"{name} = ?" for name in change.after)
         as_expected = " AND ".join(f"{name} IS ?" for name in change.expected)
-        done = self._connection.execute(
+        done = self.connection.execute(
             f"UPDATE usage_records SET {setting} WHERE id = ? AND {as_expected}",
             (*change.after.values(), change.record_id, *change.expected.values()),
         )
@@ -88,7 +92,7 @@ class Editor(Reader):
         if not change.iteration_costs:
             return revisions.Revision(change.record_id, change.reason, before, change.after)
         former = [row[0] for row in self.iterations([change.record_id], ["total_cost"])]
-        self._connection.executemany(
+        self.connection.executemany(
             "UPDATE usage_iterations SET total_cost = ? WHERE record_id = ? AND position = ?",
             [(cost, change.record_id, position) for position, cost in change.iteration_costs],
         )

@@ -12,16 +12,14 @@ from usage_ledger.ledger.filters import FINAL, Filters
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.record import ITERATION_COLUMNS, Entry, IterationRow, Record
 
-PAGE = 500
+PAGE = 200
 """Rows that are read, and written, at a time: a few milliseconds of other writers' time."""
-
-_ORDER = ("occurred_at", "id", *(name for name in COLUMNS if name not in ("occurred_at", "id")))
 
 
 def final_entries(reader: Reader, filters: Filters, condition: str = FINAL) -> Iterator[list[Entry]]:
     """Return the rows with final usage that match, oldest first, `PAGE` at a time."""
-    for page in reader.pages(filters, condition, _ORDER, PAGE):
-        records = [Record(**dict(zip(_ORDER, row, strict=True))) for row in page]
+    for page in reader.pages(filters, condition, COLUMNS, PAGE):
+        records = [Record(**dict(zip(COLUMNS, row, strict=True))) for row in page]
         found = reader.iterations([record.id for record in records], ITERATION_COLUMNS)
         iterations = {
             record_id: [IterationRow(*row) for row in rows] for record_id, rows in groupby(found, lambda row: row[0])

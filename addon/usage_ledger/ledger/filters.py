@@ -7,11 +7,13 @@ import dataclasses
 import re
 from datetime import UTC, datetime, timedelta
 
-FINAL = """(usage_state = 'complete'
-    OR CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$._manually_updated') END IS 1)"""
+CORRECTED = "(CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$._manually_updated') END IS 1)"
+"""SQL: rows that a person has corrected."""
+
+FINAL = f"(usage_state = 'complete' OR {CORRECTED})"
 """SQL: rows whose usage is final, said by upstream or corrected by a person. Only these are priced."""
 
-UNPRICED = f"money(total_cost) IS NULL AND {FINAL}"
+UNPRICED = f"money(CAST(total_cost AS BLOB)) IS NULL AND {FINAL}"
 """SQL: rows that could have a cost and have none (`money` is the reader's function)."""
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -49,7 +51,7 @@ class Filters:
             ("usage_state", self.states),
         ):
             if wanted:
-                found = [matches(column, value) for value in wanted]
+                found = [_matches(column, value) for value in wanted]
                 conditions.append("(" + " OR ".join(condition for condition, _ in found) + ")")
                 values += [value for _, value in found]
         if self.flagged:
@@ -57,7 +59,7 @@ class Filters:
         return " AND ".join(conditions), values
 
 
-def matches(column: str, wanted: str) -> tuple[str, str]:
+def _matches(column: str, wanted: str) -> tuple[str, str]:
     """Return an SQL condition that a column is what is wanted, and the value to bind; `*` stands for any characters."""
     if "*" not in wanted:
         return f"{column} = ?", wanted

@@ -13,14 +13,13 @@ import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from usage_ledger.ledger import money
 from usage_ledger.ledger.columns import COLUMNS
-from usage_ledger.ledger.filters import FINAL, UNPRICED, Filters, matches
+from usage_ledger.ledger.filters import FINAL, Filters
 from usage_ledger.ledger.marks import LedgerError, check_marks
 
 BUSY_SECONDS = 10.0
@@ -60,11 +59,10 @@ def _connect(path: Path) -> sqlite3.Connection:
     there it is told that the file does not change and needs none. That would leave out what is still in a -wal file.
     """
     file = path.resolve()
-    companions = [file.with_name(file.name + ending) for ending in ("-wal", "-shm")]
     try:
-        if all(_may_write(each) for each in (file, file.parent, *companions) if each.exists()):
+        if may_be_written(path):
             return _checked(f"{file.as_uri()}?mode=rw", path)
-        if companions[0].exists():
+        if _wal(file).exists():
             raise LedgerError(
                 f"cannot read {path}, because you may not write it and some of its rows are in its -wal file; "
                 "copy it with its -wal file to a folder you can write, and make the copies writable"
@@ -72,6 +70,17 @@ def _connect(path: Path) -> sqlite3.Connection:
         return _checked(f"{file.as_uri()}?mode=ro&immutable=1", path)
     except sqlite3.OperationalError as error:
         raise LedgerError(f"cannot read {path}: {error}") from error
+
+
+def may_be_written(path: Path) -> bool:
+    """Whether a ledger can be opened for writing, so that SQLite's companion files come and go."""
+    file = path.resolve()
+    needed = (file, file.parent, _wal(file), file.with_name(file.name + "-shm"))
+    return all(_may_write(each) for each in needed if each.exists())
+
+
+def _wal(file: Path) -> Path:
+    return file.with_name(file.name + "-wal")
 
 
 def _may_write(path: Path) -> bool:
@@ -90,25 +99,11 @@ def _checked(address: str, path: Path) -> sqlite3.Connection:
     return connection
 
 
-class Totals(NamedTuple):
-    """What rows cost in USD, and how many of them that leaves out.
-
-    `billed` is what is billed by tokens; `subscription` is the list price of what subscriptions (`oauth`) pay for
-    otherwise. `unpriced` rows have final usage and no price; `unsettled` ones have no final usage.
-    """
-
-    requests: int
-    billed: Decimal
-    subscription: Decimal
-    unpriced: int
-    unsettled: int
-
-
 class Reader:
     """An open ledger that can only be read."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         connection.text_factory = _text
         money.register(connection)
 
@@ -119,84 +114,68 @@ class Reader:
         does not have yet reads as None. What cannot be read at all fails here, and not at the first row.
         """
         names = ", ".join(f'"{name}"' for name in columns)
-        table = self._table()
+        table = self.table()
         where, values = filters.where()
         select = f"SELECT {names} FROM {table} WHERE {where} ORDER BY occurred_at, id"
         if last is not None:
             inner = f"SELECT * FROM {table} WHERE {where} ORDER BY occurred_at DESC, id DESC LIMIT {int(last)}"
             select = f"SELECT {names} FROM ({inner}) ORDER BY occurred_at, id"
-        found = self._connection.execute(select, values)
+        found = self.connection.execute(select, values)
         first = found.fetchone()
         return map(_plain, chain([] if first is None else [first], found))
 
     def pages(self, filters: Filters, condition: str, columns: Sequence[str], size: int) -> Iterator[list[Any]]:
         """Return rows that match and fulfil an SQL condition of this package, oldest first, `size` at a time.
 
-        Each page is read for itself, so that nothing is held open while the caller writes. `columns` begins with
-        `occurred_at` and `id`.
+        Each page is read for itself, so that nothing is held open while the caller writes.
         """
         where, values = filters.where()
         names = ", ".join(columns)
-        last = ("", "")
+        last = (b"", b"")  # as they are in the file, whether that is UTF-8 or not
         while True:
-            page = self._connection.execute(
-                f"SELECT {names} FROM {self._table()} WHERE {where} AND {condition} AND (occurred_at, id) > (?, ?) "
+            page = self.connection.execute(
+                f"SELECT {names}, CAST(occurred_at AS BLOB), CAST(id AS BLOB) FROM {self.table()} "
+                f"WHERE {where} AND {condition} AND (occurred_at, id) > (CAST(? AS TEXT), CAST(? AS TEXT)) "
                 f"ORDER BY occurred_at, id LIMIT {size}",
                 (*values, *last),
             ).fetchall()
             if not page:
                 return
-            last = (page[-1][0], page[-1][1])
-            yield page
+            last = page[-1][-2:]
+            yield [row[:-2] for row in page]
 
     def count(self, filters: Filters, condition: str) -> int:
         """Return how many rows match and fulfil an SQL condition of this package."""
         where, values = filters.where()
-        found = self._connection.execute(
-            f"SELECT count(*) FROM {self._table()} WHERE {where} AND {condition}", values
+        found = self.connection.execute(
+            f"SELECT count(*) FROM {self.table()} WHERE {where} AND {condition}", values
         ).fetchone()
         return int(found[0])
 
     def iterations(self, record_ids: Sequence[str], columns: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return the iterations of these rows, in the order in which they ran."""
-        return self._connection.execute(
-            f"SELECT {', '.join(columns)} FROM {self._table('usage_iterations', columns)} "
+        return self.connection.execute(
+            f"SELECT {', '.join(columns)} FROM {self.table('usage_iterations', columns)} "
             "WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position",
             (json.dumps(record_ids),),
         ).fetchall()
 
-    def has_model(self, pattern: str) -> bool:
-        """Whether any row or iteration is of a model with this name, in which `*` stands for any characters."""
-        condition, value = matches("model", pattern)
-        found = self._connection.execute(
-            f"SELECT EXISTS (SELECT 1 FROM usage_records WHERE {condition}) "
-            f"OR EXISTS (SELECT 1 FROM usage_iterations WHERE {condition})",
-            (value, value),
-        ).fetchone()
-        return bool(found[0])
-
-    def totals(self, filters: Filters) -> Totals:
+    def books(self, filters: Filters) -> money.Books:
         """Add up what the rows that match cost."""
         where, values = filters.where()
-        requests, billed, subscription, unpriced, unsettled = self._connection.execute(
-            f"""
-            SELECT count(*),
-                coalesce(money_sum(CASE WHEN credential_kind IS NOT 'oauth' THEN total_cost END), '0'),
-                coalesce(money_sum(CASE WHEN credential_kind IS 'oauth' THEN total_cost END), '0'),
-                count(*) FILTER (WHERE {UNPRICED}),
-                count(*) FILTER (WHERE money(total_cost) IS NULL AND NOT {FINAL})
-            FROM {self._table()} WHERE {where}
-            """,
+        found = self.connection.execute(
+            f"SELECT books(credential_kind IS 'oauth', CAST(total_cost AS BLOB), {FINAL}) "
+            f"FROM {self.table()} WHERE {where}",
             values,
         ).fetchone()
-        return Totals(requests, Decimal(billed), Decimal(subscription), unpriced, unsettled)
+        return money.books(found[0])
 
-    def _table(self, name: str = "usage_records", columns: Sequence[str] = COLUMNS) -> str:
+    def table(self, name: str = "usage_records", columns: Sequence[str] = COLUMNS) -> str:
         """Return the table to select from, with a NULL for each column that an older ledger does not have.
 
         Left to itself, SQLite takes a quoted name that is no column for text.
         """
-        there = {row[0] for row in self._connection.execute("SELECT name FROM pragma_table_xinfo(?)", (name,))}
+        there = {row[0] for row in self.connection.execute("SELECT name FROM pragma_table_xinfo(?)", (name,))}
         missing = [f'NULL AS "{column}"' for column in columns if column not in there]
         return f"(SELECT *, {', '.join(missing)} FROM {name})" if missing else name
 

@@ -6,10 +6,10 @@ without spaces: the hash of the entry before ("" for the first), then the entry'
 entry after it.
 """
 
-import getpass
 import hashlib
 import json
 import os
+import pwd
 import socket
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -65,10 +65,10 @@ def hash_of(link: str, entry: tuple[str | int | None, ...]) -> str:
 def who() -> str:
     """Return whom a change is put down to: the user's name on this machine, and the machine's."""
     try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+        name = pwd.getpwuid(os.getuid()).pw_name  # what the environment says of it could be anything
+    except KeyError:  # a container's user may have no name
         name = str(os.getuid())
-    return f"{name}@{socket.gethostname()}"
+    return f"{name}@{socket.gethostname()}".encode("utf-8", "replace").decode()
 
 
 def _as_json(value: object) -> str:

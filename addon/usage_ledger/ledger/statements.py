@@ -33,7 +33,7 @@ _SET = ", ".join(
     if name not in ("id", "occurred_at")
 )
 _BETTER = f"""
-    json_extract({_OLD}.metadata, '$._manually_updated') IS NOT 1 AND (
+    CASE WHEN json_valid({_OLD}.metadata) THEN json_extract({_OLD}.metadata, '$._manually_updated') END IS NOT 1 AND (
         {_rank(_NEW)} > {_rank(_OLD)}
         OR ({_NEW}.usage_state = 'partial' AND {_OLD}.usage_state = 'partial'
             AND {_NEW}.total_tokens > {_OLD}.total_tokens)
@@ -86,7 +86,7 @@ SETTLE_DEAD = """
         requires_manual_review = 1,
         review_reason = 'proxy_stopped',
         metadata = json_set(
-            metadata,
+            CASE WHEN json_valid(metadata) THEN metadata ELSE '{}' END,
             CASE WHEN usage_raw IS NULL THEN '$._no_usage_data' ELSE '$._partial_usage' END, json('true'),
             '$._requires_manual_review', json('true')
         )

@@ -237,6 +237,18 @@ def counts_of(usage: dict[str, Any]) -> Counts:
     return counts
 
 
+def _tell_split(top: Counts, iterations: list[Iteration]) -> None:
+    """Give the one entry that wrote to the cache the durations that only the top level tells."""
+    writers = [each.counts for each in iterations if each.counts.cache_creation_input_tokens]
+    if len(writers) != 1 or top.cache_split_unknown:
+        return
+    (counts,) = writers
+    told = counts.cache_creation_5m_input_tokens or counts.cache_creation_1h_input_tokens
+    if not told and counts.cache_creation_input_tokens == top.cache_creation_input_tokens:
+        counts.cache_creation_5m_input_tokens = top.cache_creation_5m_input_tokens
+        counts.cache_creation_1h_input_tokens = top.cache_creation_1h_input_tokens
+
+
 def billed_by(usage: dict[str, Any]) -> tuple[Counts, list[Iteration]]:
     """Return what a merged usage object bills, and its iterations.
 
@@ -263,6 +275,7 @@ def billed_by(usage: dict[str, Any]) -> tuple[Counts, list[Iteration]]:
         )
     if not any(iteration.counts.total_tokens for iteration in iterations):
         return top, iterations
+    _tell_split(top, iterations)
     total = Counts()
     for iteration in iterations:
         if iteration.billed:

@@ -131,12 +131,10 @@ def _described(evidence: Evidence) -> Verdict:
         verdict.counts.add(counts)
         verdict.iterations += iterations
         for name in ("service_tier", "inference_geo", "speed"):
-            value = message.usage.get(name)
-            if isinstance(value, str) and value:
-                setattr(verdict, name, clean(value, 64))
-    models = {message.model for message in evidence.messages if message.model}
-    if len(models) > 1:
-        verdict.metadata["models"] = sorted(models)
+            setattr(verdict, name, _said(message.usage.get(name)) or getattr(verdict, name))
+    differ = [name for name, said in _said_apart(evidence.messages).items() if len(said) > 1]
+    if differ:
+        verdict.metadata["messages_differ"] = differ
     if raw:
         verdict.usage_raw = _as_json(raw[0] if len(raw) == 1 else raw)
     for iteration in verdict.iterations:
@@ -145,6 +143,24 @@ def _described(evidence: Evidence) -> Verdict:
     if evidence.stream_error:
         verdict.metadata["stream_error"] = evidence.stream_error
     return verdict
+
+
+def _said(value: object) -> str | None:
+    """Return what upstream said of a tier, a speed or a place; where that is no text, it is that as JSON."""
+    if value is None or value == "":
+        return None
+    return clean(value if isinstance(value, str) else _as_json(value) or "?", 64)
+
+
+def _said_apart(messages: Sequence[Message]) -> dict[str, set[str | None]]:
+    """What the messages of one body said of what their tokens cost."""
+    return {
+        "model": {message.model for message in messages if message.model},
+        **{
+            name: {_said((message.usage or {}).get(name)) for message in messages}
+            for name in ("service_tier", "inference_geo", "speed")
+        },
+    }
 
 
 def _settle(verdict: Verdict, evidence: Evidence, ending: Ending) -> None:

@@ -5,18 +5,19 @@ priced. Promises that nothing is priced by a default: a model, a kind of token o
 raises `UnpricedError`.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NamedTuple
 
 import genai_prices
 from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import ModelInfo, ModelPrice, TieredPrices, Usage
+from genai_prices.types import ClauseEquals, ClauseOr, ClauseStartsWith, ModelInfo, ModelPrice, TieredPrices, Usage
 
 from usage_ledger.prices import rules
+from usage_ledger.prices.own import matches
 from usage_ledger.prices.parts import Tokens, UnpricedError
 
 SOURCE = f"genai-prices {genai_prices.__version__}"
@@ -117,13 +118,33 @@ def knows(pattern: str) -> bool:
     if "*" not in pattern:
         return _find_model(pattern) is not None
     start = pattern.partition("*")[0]
-    return any(
-        # `claude-opus-5-5-2026*` means dated names of a model that is listed without its dates
-        fnmatchcase(model.id, pattern) or start.startswith(f"{model.id}-20")
-        for model in _anthropic.models
-    )
+    # `claude-opus-5-5-2026*` means dated names of a model that is listed without its dates.
+    return any(matches(pattern, name) or start.startswith((f"{name}-20", f"{name}@20")) for name in _names)
 
 
 @lru_cache(maxsize=1024)
 def _find_model(model: str) -> ModelInfo | None:
-    return _anthropic.find_model(model)
+    """Find a model by one of its names, as it is or with a date.
+
+    The library also takes names that only begin like one (`claude-opus-4-10` for Opus 4.1), which would be a guess.
+    """
+    known = _names.get(_DATE.sub("", model))
+    found = _anthropic.find_model(model) if known is not None else None
+    return found if found is known else None
+
+
+_DATE = re.compile(r"[-@]20\d\d-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])\Z")
+
+
+def _names_in(clause: object) -> Iterator[str]:
+    """The names in what a model of the library is matched by."""
+    if isinstance(clause, ClauseOr):
+        for each in clause.or_:
+            yield from _names_in(each)
+    elif isinstance(clause, ClauseEquals):
+        yield clause.equals
+    elif isinstance(clause, ClauseStartsWith):
+        yield clause.starts_with.removesuffix("@")
+
+
+_names = {_DATE.sub("", name): model for model in _anthropic.models for name in (model.id, *_names_in(model.match))}

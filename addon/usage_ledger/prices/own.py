@@ -7,11 +7,12 @@ one line that names the place, and that numbers are taken exactly as they are wr
 import datetime
 import hashlib
 import os
-import re
+import stat
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,19 @@ _DATES = ("since", "until")
 _NUMBERS = (*TOKEN_PRICES, "web_search", "multiplier", *FACTORS)
 _FIELDS = frozenset({*_PATTERNS, *_DATES, *_NUMBERS, "unlisted"})
 
-_LONGEST = 12
-"""Digits before and after the decimal point of a price, at most."""
+_LONGEST = 9
+"""Digits before and after the decimal point of a number, at most."""
+
+_LARGEST_FILE = 1024 * 1024
+_LONGEST_MESSAGE = 500
 
 
 class PriceFileError(Exception):
     """A price file that cannot be used; the message is one line and names the place."""
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in message[:_LONGEST_MESSAGE])
+        super().__init__(shown)
 
 
 @dataclass(frozen=True)
@@ -59,15 +67,15 @@ class OwnPrice:
     def matches(self, model: str, account: str, day: str) -> bool:
         return (
             self.since <= day < self.until
-            and _pattern(self.model).fullmatch(model) is not None
-            and (self.account is None or _pattern(self.account).fullmatch(account) is not None)
+            and matches(self.model, model)
+            and (self.account is None or matches(self.account, account))
         )
 
     @property
     def rank(self) -> tuple[bool, int, int]:
-        """How closely it says whom it is for: an account before none, then more letters before fewer."""
+        """How closely it says whom it is for: by an account, then by letters of the model, then of the account."""
         account = self.account or ""
-        return (self.account is not None, len(account.replace("*", "")), len(self.model.replace("*", "")))
+        return (self.account is not None, len(self.model.replace("*", "")), len(account.replace("*", "")))
 
 
 @dataclass(frozen=True)
@@ -89,31 +97,32 @@ class OwnPrices:
         for entry in self.entries:
             if not entry.unlisted and not is_known(entry.model):
                 raise PriceFileError(
-                    f'{entry.place}: model = "{entry.model}" matches no model that the price list or the ledger knows; '
-                    "if it is written as it should be, add unlisted = true"
+                    f"{entry.place}: model = {entry.model!r} matches no model of the price list; if it is written as "
+                    "it should be, add unlisted = true"
                 )
 
 
 def price_file(given: str | os.PathLike[str] | None, ledger: Path) -> Path | None:
     """Return the price file: what is given, else `$USAGE_LEDGER_PRICES`, else one beside the ledger, else None."""
     chosen = str(given or "") or os.environ.get(ENVIRONMENT, "")
-    if chosen:
-        try:
-            return Path(chosen).expanduser().absolute()
-        except RuntimeError as error:
-            raise PriceFileError(f"{chosen}: there is no home folder for it; give its path without one") from error
-    beside = ledger.parent / BESIDE_LEDGER
-    return beside if beside.exists() else None
+    try:
+        path = Path(chosen).expanduser().absolute() if chosen else ledger.parent / BESIDE_LEDGER
+        str(path).encode()
+    except RuntimeError as error:
+        raise PriceFileError(f"{chosen}: there is no home folder for it; give its path without one") from error
+    except UnicodeEncodeError as error:
+        raise PriceFileError(f"{path}: its name is not UTF-8, as the ledger's text has to be") from error
+    return path if chosen or os.path.lexists(path) else None
 
 
 def read_prices(path: Path) -> OwnPrices:
     """Read a price file; raise `PriceFileError` with the place of the first thing that cannot be meant so."""
+    content = _content(path)
     try:
-        content = path.read_bytes()
-        document = tomllib.loads(content.decode(), parse_float=Decimal)
-    except OSError as error:
-        raise PriceFileError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError, ArithmeticError) as error:  # ValueError: not UTF-8, not TOML, a huge number
+        document = tomllib.loads(content.decode("utf-8-sig"), parse_float=Decimal)
+    except ArithmeticError as error:
+        raise PriceFileError(f"{path}: it has a number that is none or too large") from error
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not TOML
         raise PriceFileError(f"{path}: {' '.join(str(error).split()) or 'nested too deeply'}") from error
     for name in document:
         if name != "price":
@@ -127,6 +136,20 @@ def read_prices(path: Path) -> OwnPrices:
     # Sorting is stable: of entries that are equally close, the first in the file stands first.
     ranked = sorted(entries, key=lambda entry: entry.rank, reverse=True)
     return OwnPrices(path, tuple(ranked))
+
+
+def _content(path: Path) -> bytes:
+    """Read a file of a sensible size; a pipe would keep us waiting."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise PriceFileError(f"{path}: it is not a file")
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise PriceFileError(f"{path}: {error.strerror or error}") from error
+    if len(content) > _LARGEST_FILE:
+        raise PriceFileError(f"{path}: it has more than {_LARGEST_FILE:,} bytes, which is no price file")
+    return content
 
 
 def _entry(place: str, source: str, table: dict[str, Any]) -> OwnPrice:
@@ -191,16 +214,29 @@ def _number(place: str, name: str, value: object) -> Decimal:
 
 def _check_overlaps(entries: list[OwnPrice]) -> None:
     """Refuse two prices for one thing: the same patterns at the same time."""
-    for number, entry in enumerate(entries):
-        for earlier in entries[:number]:
-            same = (entry.model, entry.account) == (earlier.model, earlier.account)
-            if same and entry.since < earlier.until and earlier.since < entry.until:
-                raise PriceFileError(
-                    f"{entry.place}: its dates overlap those of {earlier.place.rpartition(': ')[2]}, "
-                    f'which is for the same model = "{entry.model}"'
-                )
+    in_order = sorted(enumerate(entries), key=lambda each: (each[1].model, each[1].account or "", each[1].since))
+    for (one, earlier), (other, later) in pairwise(in_order):
+        same = (earlier.model, earlier.account) == (later.model, later.account)
+        if same and later.since < earlier.until:
+            first, second = (earlier, later) if one < other else (later, earlier)
+            raise PriceFileError(
+                f"{second.place}: its dates overlap those of {first.place.rpartition(': ')[2]}, "
+                f"which is for the same model {second.model!r}"
+            )
 
 
-def _pattern(text: str) -> re.Pattern[str]:
-    """Make an expression of a pattern in which `*` stands for any characters (`re` keeps it for the next time)."""
-    return re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
+def matches(pattern: str, text: str) -> bool:
+    """Whether a text is what a pattern says, in which `*` stands for any characters; takes no longer for odd ones."""
+    start, *others = pattern.split("*")
+    if not others:
+        return text == pattern
+    *middle, end = others
+    if len(text) < len(start) + len(end) or not text.startswith(start) or not text.endswith(end):
+        return False
+    at, until = len(start), len(text) - len(end)
+    for piece in middle:
+        found = text.find(piece, at, until)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True

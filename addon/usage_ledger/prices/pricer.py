@@ -8,13 +8,15 @@ import contextlib
 import decimal
 import logging
 import threading
+import time
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from usage_ledger.ledger.money import EXACT, as_text
+from usage_ledger.ledger.money import EXACT, as_amount, as_text
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.prices import rules
 from usage_ledger.prices.own import OwnPrice, OwnPrices
@@ -57,43 +59,41 @@ class Pricer:
 
     def __init__(self, own: OwnPrices | None = None) -> None:
         self.own = own
+        self._find_own = lru_cache(maxsize=1024)(own.find) if own is not None else lambda *_: None
         self._told: set[str] = set()
-
-    def warm(self) -> None:
-        """Load the price list on a thread of its own, so that the first row need not wait for it."""
-        threading.Thread(target=_load, name="usage-ledger-prices", daemon=True).start()
 
     def fill(self, entry: Entry) -> None:
         """Give a complete row that is about to be written its cost; where there is none, say why, once a reason."""
-        record = entry.record
-        if record.usage_state != "complete":
+        if entry.record.usage_state != "complete":
             return
         try:
-            price = self.price(entry)
+            price = self.price(entry) if is_loaded() else None
         except UnpricedError as error:
-            self._tell(str(error))
+            self._tell(f"{error}. Put it into a price file (usage_prices) or update genai-prices")
         else:
-            price.give_to(entry)
+            if price is None:
+                self._tell("the price list takes long to load")
+            else:
+                price.give_to(entry)
 
     def _tell(self, reason: str) -> None:
         if reason not in self._told and len(self._told) < TOLD_LIMIT:
             self._told.add(reason)
-            _log.warning(
-                f"usage ledger: rows stay without a price: {reason}. Put it into a price file (usage_prices) "
-                "or update genai-prices, then run `usage-ledger price`"
-            )
+            _log.warning(f"usage ledger: rows stay without a price: {reason}; then run `usage-ledger price`")
 
     def price(self, entry: Entry) -> Price:
         """Return what a complete or corrected row costs; raise `UnpricedError` where that is not known."""
-        record = entry.record
-        metadata = _metadata(record)
-        if "models" in metadata:
-            raise UnpricedError("several models answered in one body, which does not tell whose tokens are whose")
-        with decimal.localcontext(EXACT):
-            try:
-                return self._sum(entry, corrected=metadata.get("_manually_updated") is True)
-            except decimal.Inexact as error:
-                raise UnpricedError("its cost has too many digits to be exact") from error
+        metadata = _metadata(entry.record)
+        if "messages_differ" in metadata:
+            raise UnpricedError("a body with several messages does not tell which of their tokens are priced how")
+        try:
+            with decimal.localcontext(EXACT):
+                price = self._sum(entry, corrected=metadata.get("_manually_updated") == 1)
+        except (ValueError, ArithmeticError) as error:  # counts, times or amounts that another program has put there
+            raise UnpricedError("it holds a count or a time that cannot be right") from error
+        if as_amount(as_text(price.amount)) is None:
+            raise UnpricedError("its cost has too many digits")
+        return price
 
     def _sum(self, entry: Entry, corrected: bool) -> Price:
         from usage_ledger.prices import listed
@@ -129,7 +129,7 @@ class Pricer:
         geography = rules.GEOGRAPHIES.get(record.inference_geo or "")
         if geography is None:
             raise UnpricedError(f"there is no price for inference in {record.inference_geo}")
-        own = None if self.own is None else self.own.find(model, record.account_id, record.occurred_at[:10])
+        own = self._find_own(model, record.account_id, record.occurred_at[:10])
         if own is not None and own.multiplier is None:
             return _own_rates(own, record, geography)
         rates = listed.list_rates(model, datetime.fromisoformat(record.occurred_at), tier, speed)
@@ -171,13 +171,6 @@ def _holds_several_prompts(record: Record) -> bool:
     return False
 
 
-def is_listed(pattern: str) -> bool:
-    """Whether the price list knows a model with this name, in which `*` stands for any characters."""
-    from usage_ledger.prices import listed
-
-    return listed.knows(pattern)
-
-
 def _metadata(record: Record) -> dict[str, Any]:
     with contextlib.suppress(msgspec.DecodeError, RecursionError):
         metadata = msgspec.json.decode(record.metadata)
@@ -186,6 +179,47 @@ def _metadata(record: Record) -> dict[str, Any]:
     return {}
 
 
-def _load() -> None:
-    with contextlib.suppress(ImportError):  # told, with what it costs, by the first row that needs it
-        from usage_ledger.prices import listed  # noqa: F401
+class _Loading:
+    """The price list on its way into memory, on a thread of its own: it takes 0.1 s, and much longer on a slow disk.
+
+    Whoever prices rows while requests wait for them gives it `SECONDS`; after that rows are written without a price
+    until it is there.
+    """
+
+    SECONDS = 2.0
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._until = time.monotonic() + self.SECONDS
+        threading.Thread(target=self._load, name="usage-ledger-prices", daemon=True).start()
+
+    def _load(self) -> None:
+        with contextlib.suppress(Exception):  # told by the first row that needs it
+            from usage_ledger.prices import listed  # noqa: F401
+        self._done.set()
+
+    def is_done(self) -> bool:
+        return self._done.wait(max(0.0, self._until - time.monotonic()))
+
+
+_loading: _Loading | None = None
+
+
+def load() -> None:
+    """Begin to load the price list, once a process."""
+    global _loading
+    if _loading is None:
+        _loading = _Loading()
+
+
+def is_loaded() -> bool:
+    """Whether the price list is there, or cannot be had; waits for it only in the first seconds."""
+    load()
+    return _loading is not None and _loading.is_done()
+
+
+def is_listed(pattern: str) -> bool:
+    """Whether the price list knows a model with this name, in which `*` stands for any characters."""
+    from usage_ledger.prices import listed
+
+    return listed.knows(pattern)

@@ -20,6 +20,7 @@ from mitmproxy.addons.errorcheck import ErrorCheckHandler
 
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
+from usage_ledger.prices import pricer
 from usage_ledger.proxy import options
 from usage_ledger.proxy.exchange import METADATA, Exchange
 from usage_ledger.proxy.replay import replayed_entry
@@ -35,6 +36,7 @@ _log = logging.getLogger("usage_ledger")
 # Kept here and not on the addon: a reload of the script makes a new addon, while this module and the requests in flight
 # live on. By the flow object's identity, because flows of a capture that is replayed several times share their id.
 _in_flight: dict[int, Exchange] = {}
+_in_use: options.Settings | None = None
 _live: WeakSet[http.HTTPFlow] = WeakSet()
 """Flows of this proxy's own traffic; all others were read from a file."""
 
@@ -58,12 +60,13 @@ class UsageLedger:
         options.declare(loader)
 
     def configure(self, updated: set[str]) -> None:
-        pricer = None
-        if self._settings is not None and updated.isdisjoint({"usage_prices", "usage_db"}):
-            pricer = self._settings.pricer  # a price file that is being edited is read when it is meant
-        self._settings = options.settings_from(ctx.options, pricer)
-        if "usage_db" in updated and self._is_running:
-            self.running()
+        global _in_use
+        reads_prices = not updated.isdisjoint({"usage_prices", "usage_db"})
+        self._settings = _in_use = options.settings_from(ctx.options, _in_use, reads_prices)
+        if self._is_running:
+            self._writer()  # prices rows as the options say from now on
+            if "usage_db" in updated:
+                self.running()
 
     def running(self) -> None:
         self._is_running = True
@@ -83,7 +86,7 @@ class UsageLedger:
         else:
             self._started = True
             self._writer().start()
-            self._ready().pricer.warm()
+            pricer.load()
 
     def done(self) -> Awaitable[None] | None:
         # At a reload the requests in flight go on; only at the end of the program are they settled here. A plain
@@ -211,8 +214,8 @@ class UsageLedger:
         return bool(self._ready().flow_filter(flow))
 
     def _ready(self) -> options.Settings:
-        if self._settings is None:
-            self._settings = options.settings_from(ctx.options)
+        if self._settings is None:  # an option was refused at a reload
+            self._settings = _in_use or options.settings_from(ctx.options)
         return self._settings
 
     def _writer(self) -> Writer:

@@ -1,10 +1,11 @@
 """The options of the addon: declared once, checked whole, handed on as plain settings.
 
-Room: proxy. Imports mitmproxy, the prices room, and the ledger's paths and reading side. Promises that a value that
-cannot work is an `OptionsError` that names it, before any traffic is touched.
+Room: proxy. Imports mitmproxy, the prices room and the ledger's paths. Promises that a value that cannot
+work is an `OptionsError` that names it, before any traffic is touched.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from mitmproxy import exceptions, flowfilter
@@ -14,8 +15,7 @@ from mitmproxy.utils import human
 
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ledger_path
-from usage_ledger.ledger.reading import open_for_reading
-from usage_ledger.prices.own import OwnPrices, PriceFileError, price_file, read_prices
+from usage_ledger.prices.own import PriceFileError, price_file, read_prices
 from usage_ledger.prices.pricer import Pricer, is_listed
 
 DEFAULT_FILTER = '~m ^POST$ & ~u "^[^?]*/v1/messages([?]|$)"'
@@ -38,6 +38,9 @@ _NEED_A_RESPONSE = (
 )
 
 _CREDENTIALS = ("x-api-key", "authorization", "proxy-authorization", "cookie")
+
+
+_log = logging.getLogger("usage_ledger")
 
 
 def declare(loader: Loader) -> None:
@@ -94,13 +97,16 @@ class Settings:
     block: bool
     capture_limit: int
     streams_large_bodies: bool
+    prices: str
     pricer: Pricer
 
 
-def settings_from(options: Options, pricer: Pricer | None = None) -> Settings:
+def settings_from(options: Options, former: Settings | None = None, reads_prices: bool = True) -> Settings:
     """Check all options and return them as settings; raise `OptionsError` for the first that cannot work.
 
-    With a `pricer` that is there already, the price file is not read again.
+    Without `reads_prices` the former prices stay: a file that is being edited is read when it is meant. Prices that
+    were read by the same options before stay in use where their file cannot be read any more: that is no reason to stop
+    the traffic of a proxy that runs.
     """
     saves = bool(options.save_stream_file or options.hardump)
     for name, choices in CHOICES.items():
@@ -118,7 +124,8 @@ def settings_from(options: Options, pricer: Pricer | None = None) -> Settings:
         block=options.usage_on_ledger_error == "block",
         capture_limit=limit if capture else 0,
         streams_large_bodies=bool(options.stream_large_bodies),
-        pricer=pricer or Pricer(_own_prices(options.usage_prices, ledger)),
+        prices=options.usage_prices,
+        pricer=former.pricer if former and not reads_prices else _pricer(options.usage_prices, ledger, former),
     )
 
 
@@ -132,25 +139,29 @@ def _ledger(value: str) -> Path:
     return path
 
 
-def _own_prices(value: str, ledger: Path) -> OwnPrices | None:
+def _pricer(value: str, ledger: Path, former: Settings | None) -> Pricer:
     try:
         path = price_file(value, ledger)
-        if path is None:
-            return None
-        own = read_prices(path)
-        # The price list is loaded here only where there is a file to check against it, before any traffic.
-        own.check_models(lambda pattern: is_listed(pattern) or _has_model(ledger, pattern))
+        own = None if path is None else read_prices(path)
+        if own is not None:
+            own.check_models(_may_be_listed)
     except PriceFileError as error:
+        if former is not None and (former.prices, former.ledger) == (value, ledger):
+            _log.error(f"usage ledger: usage_prices: {error}; the prices that were read before stay in use")
+            return former.pricer
         raise exceptions.OptionsError(f"usage_prices: {error}") from None  # mitmproxy would print both
-    return own
+    return Pricer(own)
 
 
-def _has_model(ledger: Path, pattern: str) -> bool:
+def _may_be_listed(pattern: str) -> bool:
+    """Whether the price list knows such a model. It is loaded only where there is a file to check, before any traffic.
+
+    Where it cannot be loaded, which rows tell, that is no reason to let no traffic pass.
+    """
     try:
-        with open_for_reading(ledger) as reader:
-            return reader.has_model(pattern)
-    except LedgerError:  # there is none yet, or it is in trouble, which is told elsewhere
-        return False
+        return is_listed(pattern)
+    except Exception:  # noqa: BLE001 - whatever a broken installation raises
+        return True
 
 
 def _filter(expression: str) -> flowfilter.TFilter:
