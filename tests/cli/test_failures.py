@@ -12,7 +12,7 @@ import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 
-COMMANDS = ["rows", "export", "price"]
+COMMANDS = ["rows", "export", "price", "summary"]
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":

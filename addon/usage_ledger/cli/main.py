@@ -17,6 +17,7 @@ from usage_ledger.cli.export import export
 from usage_ledger.cli.output import on_one_line
 from usage_ledger.cli.price import price
 from usage_ledger.cli.rows import rows
+from usage_ledger.cli.summary import summary
 from usage_ledger.ledger.marks import LedgerError
 
 
@@ -57,6 +58,7 @@ def main() -> None:
 main.add_command(export)
 main.add_command(price)
 main.add_command(rows)
+main.add_command(summary)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

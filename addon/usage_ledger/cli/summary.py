@@ -1,0 +1,174 @@
+"""`usage-ledger summary`: what was used and what it cost, by day, model, key and the like.
+
+Room: cli. Imports click and the ledger's reading side. Promises exact sums, and that every total says what it leaves
+out.
+"""
+
+import csv
+import json
+from collections.abc import Iterable
+from datetime import tzinfo
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from usage_ledger.cli.options import filters_from, with_filters, with_ledger
+from usage_ledger.cli.output import for_people, for_programs, on_one_line
+from usage_ledger.cli.table import Column, write_table
+from usage_ledger.ledger.money import as_text
+from usage_ledger.ledger.reading import open_for_reading
+from usage_ledger.ledger.summary import COUNTS, GROUPS, Sums, summarize
+
+
+class _Groups(click.ParamType[tuple[str, ...]]):
+    """Names of groups, with commas between them."""
+
+    name = "groups"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = tuple(str(value).split(","))
+        for name in names:
+            if name not in GROUPS:
+                self.fail(f"{name!r} is none of {', '.join(GROUPS)}", param, ctx)
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names a group twice", param, ctx)
+        return names
+
+
+class _Zone(click.ParamType[tzinfo]):
+    """A time zone by its name."""
+
+    name = "zone"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tzinfo:
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        try:
+            return ZoneInfo(str(value))
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            self.fail(f"{value!r} is no time zone; say UTC, Europe/Berlin or America/New_York", param, ctx)
+
+
+@click.command()
+@with_ledger
+@with_filters
+@click.option(
+    "--by",
+    type=_Groups(),
+    default="day",
+    show_default=True,
+    metavar="GROUP[,GROUP…]",
+    help=f"What to add up by: {', '.join(GROUPS)}.",
+)
+@click.option("--tz", "zone", type=_Zone(), help="Whose days and hours, like Europe/Berlin. Default: UTC.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "csv", "json")),
+    default="table",
+    show_default=True,
+    help="The form.",
+)
+def summary(db: Path, by: tuple[str, ...], zone: tzinfo | None, form: str, **filters: Any) -> None:
+    """Add up requests, tokens and cost.
+
+    By model, tokens and cost stand under the model they were spent on: an advisor's under the advisor's, so a request
+    may be among those of several models. Costs are what is billed; list prices of subscriptions stand apart. The client
+    is the program that the user agent names.
+
+    \b
+    Examples:
+      usage-ledger summary
+      usage-ledger summary --by model --since 2026-11-01 --until 2026-12-01
+      usage-ledger summary --by day,key --tz Europe/Berlin --format csv > november.csv
+    """
+    chosen = filters_from(filters)
+    with open_for_reading(db) as ledger:
+        found = summarize(ledger, chosen, by, zone)
+        if form == "csv":
+            _write_csv(found, by, for_programs())
+        elif form == "json":
+            _write_json(found, by, for_programs())
+        else:
+            groups = list(found)
+            (total,) = summarize(ledger, chosen, ())
+            _write_table(groups, total, by, db)
+
+
+_FIELDS = (
+    *("requests", *COUNTS, "total_tokens"),
+    *("billed_cost", "subscription_list_price", "flagged", "flagged_share", "unpriced", "unsettled"),
+)
+
+
+def _fields(sums: Sums, by: tuple[str, ...]) -> dict[str, Any]:
+    """What programs get of a group. Money is text, because it is exact."""
+    values = (
+        *sums.keys,
+        *(sums.requests, *sums.counts.values(), sums.total_tokens),
+        *(as_text(sums.books.billed), as_text(sums.books.subscription)),
+        *(sums.flagged, round(sums.flagged / sums.requests, 6), sums.books.unpriced, sums.books.unsettled),
+    )
+    return dict(zip((*by, *_FIELDS), values, strict=True))
+
+
+def _write_csv(found: Iterable[Sums], by: tuple[str, ...], out: TextIO) -> None:
+    from usage_ledger.cli.export import safe
+
+    lines = csv.writer(out, lineterminator="\r\n")
+    lines.writerow((*by, *_FIELDS))
+    lines.writerows([safe(value) for value in _fields(sums, by).values()] for sums in found)
+
+
+def _write_json(found: Iterable[Sums], by: tuple[str, ...], out: TextIO) -> None:
+    before = "[\n"
+    for sums in found:
+        out.write(before + json.dumps(_fields(sums, by), ensure_ascii=False))
+        before = ",\n"
+    out.write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _write_table(found: list[Sums], total: Sums, by: tuple[str, ...], db: Path) -> None:
+    columns = [
+        *(Column(name, to_the_right=False) for name in by),
+        Column("requests", rank=1),
+        Column("in", rank=4),
+        Column("out", rank=4),
+        Column("cache w", rank=6),
+        Column("cache r", rank=6),
+        Column("cost USD", rank=2),
+        *([Column("list USD", rank=3)] if total.books.subscription else []),
+        Column("flagged", rank=3),
+        Column("share", rank=5),
+        Column("unpriced", rank=3),
+    ]
+
+    def cells(sums: Sums, keys: list[str]) -> list[str]:
+        return [
+            *keys,
+            f"{sums.requests:,}",
+            *(f"{sums.counts[name]:,}" for name in ("input_tokens", "output_tokens")),
+            *(f"{sums.counts[name]:,}" for name in ("cache_creation_input_tokens", "cache_read_input_tokens")),
+            as_text(sums.books.billed),
+            *([as_text(sums.books.subscription)] if total.books.subscription else []),
+            f"{sums.flagged:,}",
+            f"{100 * sums.flagged / sums.requests:.1f} %" if sums.requests else "",
+            f"{sums.books.unpriced:,}",
+        ]
+
+    out = for_people()
+    lines = [cells(sums, ["–" if key is None else key for key in sums.keys]) for sums in found]
+    lines.append(cells(total, ["total", *("" for _ in by[1:])]))
+    dropped = write_table(
+        columns, lines, out, is_marked=lambda number: number < len(found) and found[number].flagged > 0
+    )
+    if not total.requests:
+        click.echo(f"no rows match in {on_one_line(str(db))}", err=True)
+    if total.books.unsettled:
+        click.echo(
+            f"{total.books.unsettled:,} request(s) without final usage are in no cost; see usage-ledger rows --flagged",
+            err=True,
+        )
+    if dropped:
+        click.echo(f"no room for: {', '.join(dropped)}; --format csv has all", err=True)
