@@ -1,9 +1,11 @@
 """`usage-ledger export`: every row and every column, in forms that parse back to what is in the ledger."""
 
 import csv
+import gzip
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 from contextlib import closing
@@ -244,3 +246,98 @@ def peak_of(ledger: Path, form: str) -> int:
 def test_memory_does_not_grow_with_the_number_of_rows(large: Path, small: Path, form: str) -> None:
     """Held in memory, the 60,000 rows would take far more than 50 MB."""
     assert peak_of(large, form) - peak_of(small, form) < 16_000
+
+
+def test_tsv_is_the_same_table_with_tabs(ledger: Path) -> None:
+    table = export(ledger, "--format", "tsv")
+    assert list(csv.reader(io.StringIO(table, newline=""), delimiter="\t", strict=True)) == cells(export(ledger))
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "json", "ndjson"])
+def test_columns_are_those_that_are_asked_for_in_their_order(ledger: Path, form: str) -> None:
+    text = export(ledger, "--format", form, "--columns", "total_tokens,id")
+    if form == "json":
+        assert [list(each) for each in json.loads(text)] == [["total_tokens", "id"]] * len(ROWS)
+    elif form == "ndjson":
+        assert list(json.loads(text.splitlines()[0])) == ["total_tokens", "id"]
+    else:
+        assert text.splitlines()[0] == ("total_tokens,id" if form == "csv" else "total_tokens\tid")
+        assert text.splitlines()[1].split("," if form == "csv" else "\t") == ["0", "000000"]
+
+
+def test_json_columns_that_are_not_asked_for_are_not_there(ledger: Path) -> None:
+    assert all(
+        set(each) == {"id", "metadata"}
+        for each in json.loads(export(ledger, "--format", "json", "--columns", "id,metadata"))
+    )
+
+
+@pytest.mark.parametrize("name", ["usage.csv", "usage.csv.gz", "größe 📊.csv.gz"])
+def test_a_file_has_what_stdout_would_have(ledger: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    assert export(ledger, "--output", str(path)) == ""
+    content = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
+    assert content.decode() == export(ledger)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_same_rows_give_the_same_file(ledger: Path, tmp_path: Path) -> None:
+    for name in ("one.csv.gz", "other.csv.gz"):
+        export(ledger, "--output", str(tmp_path / name))
+    one, other = ((tmp_path / name).read_bytes() for name in ("one.csv.gz", "other.csv.gz"))
+    assert one.replace(b"one.csv", b"") == other.replace(b"other.csv", b"")
+
+
+def test_a_file_is_replaced_when_the_new_one_is_whole(ledger: Path, tmp_path: Path) -> None:
+    path, link = tmp_path / "usage.csv", tmp_path / "link.csv"
+    path.write_text("old")
+    link.symlink_to(path)
+    export(ledger, "--output", str(link), "--columns", "id")
+    assert path.read_text().startswith("id\n")
+    assert link.is_symlink()
+    assert sorted(each.name for each in tmp_path.iterdir() if "csv" in each.name) == ["link.csv", "usage.csv"]
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "usage.csv"
+    path.write_text("old")
+    broken = tmp_path / "broken.db"
+    fill(broken, record(1))
+    broken.write_bytes(broken.read_bytes()[:8192] + b"\xff" * 8192)
+    done = subprocess.run(command(broken, "--output", str(path)), capture_output=True, timeout=60, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert path.read_text() == "old"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["broken.db", "usage.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--columns", "id,moon"), "'moon' is no column"),
+        (("--columns", ""), "'' is no column"),
+        (("--columns", "id,id"), "names a column twice"),
+        (("--output", "/nowhere/usage.csv"), "No such file"),
+        (("--output", "/"), "directory"),
+        (("--output", "/dev/null"), "is not a file"),
+    ],
+)
+def test_what_cannot_be_meant_so_is_one_line(ledger: Path, arguments: tuple[str, ...], says: str) -> None:
+    done = subprocess.run(command(ledger, *arguments), capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize("to_a_file", [True, False])
+def test_progress_is_shown_where_a_file_is_written_from_a_terminal(
+    ledger: Path, tmp_path: Path, to_a_file: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    arguments = ("--output", str(tmp_path / "usage.csv")) if to_a_file else ()
+    with subprocess.Popen(
+        command(ledger, *arguments), stdout=subprocess.DEVNULL, stderr=theirs, env=ENVIRONMENT
+    ) as process:
+        assert process.wait(60) == 0
+    os.write(theirs, b".")
+    os.close(theirs)
+    assert (b"writing" in os.read(ours, 65536)) is to_a_file
+    os.close(ours)

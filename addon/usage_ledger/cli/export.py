@@ -1,58 +1,103 @@
 """`usage-ledger export`: rows for spreadsheets and programs, streamed.
 
 Room: cli. Imports click and the ledger's reading side. Promises flat memory, UTF-8, RFC 4180 for CSV, JSON that is
-valid whatever the ledger holds, a stable order of columns, and text cells that no spreadsheet takes for a formula.
+valid whatever the ledger holds, a stable order of columns, text cells that no spreadsheet takes for a formula, and a
+file that is there whole or not at all.
 """
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
 from usage_ledger.cli.options import filters_from, with_filters, with_ledger
-from usage_ledger.cli.output import for_programs
+from usage_ledger.cli.output import for_programs, progress, whole_file
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
 from usage_ledger.ledger.reading import open_for_reading
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
+class _Columns(click.ParamType[tuple[str, ...]]):
+    """Names of columns, with commas between them."""
+
+    name = "columns"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = tuple(str(value).split(","))
+        for name in names:
+            if name not in COLUMNS:
+                self.fail(f"{name!r} is no column; there are {', '.join(COLUMNS)}", param, ctx)
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names a column twice", param, ctx)
+        return names
+
+
 @click.command()
 @with_ledger
 @with_filters
 @click.option(
-    "--format", "form", type=click.Choice(("csv", "json", "ndjson")), default="csv", show_default=True, help="The form."
+    "--format",
+    "form",
+    type=click.Choice(("csv", "tsv", "json", "ndjson")),
+    default="csv",
+    show_default=True,
+    help="The form.",
 )
-def export(db: Path, form: str, **filters: Any) -> None:
-    """Write rows with all their columns to stdout, oldest first.
+@click.option(
+    "--columns",
+    type=_Columns(),
+    metavar="NAME[,NAME…]",
+    help="Which columns, and in which order. Default: all of them, in the ledger's.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write to a file instead of stdout, compressed where its name ends in .gz.",
+)
+def export(db: Path, form: str, columns: tuple[str, ...] | None, output: Path | None, **filters: Any) -> None:
+    """Write rows, oldest first, to stdout or a file.
 
-    In CSV, text that a spreadsheet would take for a formula gets an apostrophe before it. Money is text in every
-    form, because it is exact.
+    In CSV and TSV, text that a spreadsheet would take for a formula gets an apostrophe before it. Money is text in
+    every form, because it is exact. A file takes its name when it is whole, and replaces one that has it.
 
     \b
     Examples:
       usage-ledger export > usage.csv
-      usage-ledger export --format ndjson --since 2026-11-01 --until 2026-12-01
-      usage-ledger export --flagged --format json
+      usage-ledger export --since 2026-11-01 --until 2026-12-01 --output november.csv.gz
+      usage-ledger export --flagged --format json --columns id,request_id,review_reason
     """
+    chosen, names = filters_from(filters), columns or COLUMNS
     with open_for_reading(db) as ledger:
-        found = ledger.rows(filters_from(filters), COLUMNS)
-        out = for_programs()
-        if form == "csv":
-            _write_csv(found, out)
-        elif form == "json":
-            _write_json(found, out)
-        else:
-            out.writelines(f"{line}\n" for line in _objects(found))
+        found = ledger.rows(chosen, names)
+        if output is None:
+            _write(found, names, form, for_programs())
+            return
+        with whole_file(output) as out, progress("writing", lambda: ledger.count(chosen)) as advance:
+            _write(_counted(found, advance), names, form, out)
 
 
-def _write_csv(rows: Iterable[tuple[Any, ...]], out: TextIO) -> None:
-    lines = csv.writer(out, lineterminator="\r\n")
-    lines.writerow(COLUMNS)
-    lines.writerows([safe(value) for value in row] for row in rows)
+def _counted(rows: Iterable[tuple[Any, ...]], advance: Any) -> Iterator[tuple[Any, ...]]:
+    """Tell a progress bar of every thousandth row."""
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % 1_000 == 0:
+            advance(1_000)
+
+
+def _write(rows: Iterable[tuple[Any, ...]], names: Sequence[str], form: str, out: TextIO) -> None:
+    if form in ("csv", "tsv"):
+        lines = csv.writer(out, delimiter="," if form == "csv" else "\t", lineterminator="\r\n")
+        lines.writerow(names)
+        lines.writerows([safe(value) for value in row] for row in rows)
+    elif form == "json":
+        _write_json(rows, names, out)
+    else:
+        out.writelines(f"{line}\n" for line in _objects(rows, names))
 
 
 def safe(value: Any) -> Any:
@@ -60,22 +105,23 @@ def safe(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
-def _write_json(rows: Iterable[tuple[Any, ...]], out: TextIO) -> None:
+def _write_json(rows: Iterable[tuple[Any, ...]], names: Sequence[str], out: TextIO) -> None:
     before = "[\n"
-    for line in _objects(rows):
+    for line in _objects(rows, names):
         out.write(before + line)
         before = ",\n"
     out.write("[]\n" if before == "[\n" else "\n]\n")
 
 
-def _objects(rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+def _objects(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> Iterator[str]:
     """Turn rows into JSON objects; the JSON columns become part of them, or stay text where they are no JSON."""
+    parsed = [name for name in JSON_COLUMNS if name in names]
     for row in rows:
-        fields = dict(zip(COLUMNS, row, strict=True))
+        fields = dict(zip(names, row, strict=True))
         try:
-            yield _object(fields, JSON_COLUMNS)
+            yield _object(fields, parsed)
         except (ValueError, TypeError, RecursionError):
-            yield _object(fields, [name for name in JSON_COLUMNS if _is_json(fields[name])])
+            yield _object(fields, [name for name in parsed if _is_json(fields[name])])
 
 
 def _object(fields: dict[str, Any], parsed: Iterable[str]) -> str:

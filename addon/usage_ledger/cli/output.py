@@ -1,6 +1,6 @@
 """Output: stdout made fit for who reads it, and text made fit for a line.
 
-Room: cli. Imports the standard library only. Promises that no character is one that a person's terminal or locale
+Room: cli. Imports click and the ledger's paths. Promises that no character is one that a person's terminal or locale
 cannot take, and that programs get UTF-8 whatever the locale says.
 """
 
@@ -8,7 +8,14 @@ import io
 import os
 import sys
 import unicodedata
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from usage_ledger.ledger.paths import make_private_file
 
 _UNSHOWN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that move the cursor, reorder or break a line, or are no character: controls and their kin."""
@@ -42,3 +49,45 @@ def on_one_line(text: str, encoding: str = "utf-8") -> str:
 
 def _seen(character: str) -> str:
     return "\ufffd" if unicodedata.category(character) in _UNSHOWN else character
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Write a private file in UTF-8 that takes its name once it is whole; compressed where that ends in .gz."""
+    path = path.resolve()  # a link stays, and leads to the new file
+    if path.exists() and not path.is_file():
+        raise click.ClickException(f"{path} is not a file; without --output it goes to stdout")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with _text_file(make_private_file(unfinished, os.O_WRONLY), path.name) as out:
+            yield out
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _text_file(descriptor: int, name: str) -> Iterator[TextIO]:
+    with open(descriptor, "wb") as raw:
+        if name.endswith(".gz"):
+            import gzip  # only where it is asked for
+
+            with gzip.GzipFile(name.removesuffix(".gz"), "wb", fileobj=raw, mtime=0) as packed, _as_text(packed) as out:
+                yield out
+        else:
+            with _as_text(raw) as out:
+                yield out
+
+
+def _as_text(raw: Any) -> TextIO:
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+@contextmanager
+def progress(label: str, count: Callable[[], int]) -> Iterator[Callable[[int], object]]:
+    """Show on a terminal how far it is; what there is to do is only counted there."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _steps: None
+        return
+    with click.progressbar(length=count(), label=label, file=sys.stderr) as bar:
+        yield bar.update

@@ -4,9 +4,8 @@ Room: cli. Imports click, the prices room and the ledger. Promises that doing it
 leaves its entry in the trail, and that a row whose price is not known keeps what it has.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from usage_ledger.cli.options import Words, filters_from, with_filters, with_ledger
-from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.output import for_people, on_one_line, progress
 from usage_ledger.ledger.filters import FINAL, UNPRICED, Filters
 from usage_ledger.ledger.money import EXACT, Books, as_amount, as_text
 from usage_ledger.ledger.reading import Reader, open_for_reading
@@ -108,7 +107,7 @@ def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: 
         pricer = _pricer(price_path, db)
         condition = UNPRICED if unpriced or chosen == Filters() else FINAL
         tally = _Tally()
-        with _progress(lambda: ledger.count(chosen, condition)) as advance:
+        with progress("pricing", lambda: ledger.count(chosen, condition)) as advance:
             for page in final_entries(ledger, chosen, condition):
                 proposed = _proposed(page, pricer, tally)
                 made = proposed if dry_run else _made(ledger, proposed, note)
@@ -186,16 +185,6 @@ def _made(ledger: Reader, proposed: "list[tuple[Entry, Price]]", note: str) -> "
     ]
     made = ledger.change("price", changes)
     return [(entry, new) for entry, new in proposed if entry.record.id in made]
-
-
-@contextmanager
-def _progress(count: Callable[[], int]) -> "Iterator[Callable[[int], object]]":
-    """Show on a terminal how far it is; what there is to do is only counted there."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _steps: None
-        return
-    with click.progressbar(length=count(), label="pricing", file=sys.stderr) as bar:
-        yield bar.update
 
 
 def _report(tally: _Tally, books: Books, dry_run: bool) -> None:

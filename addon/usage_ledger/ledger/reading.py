@@ -144,7 +144,7 @@ class Reader:
             last = page[-1][-2:]
             yield [row[:-2] for row in page]
 
-    def count(self, filters: Filters, condition: str) -> int:
+    def count(self, filters: Filters, condition: str = "true") -> int:
         """Return how many rows match and fulfil an SQL condition of this package."""
         where, values = filters.where()
         found = self.connection.execute(
