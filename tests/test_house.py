@@ -106,7 +106,12 @@ def loaded_by_command(*arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), *((name, "--help") for name in ("rows", "export", "price", "summary"))]
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        *((name, "--help") for name in ("rows", "export", "price", "summary", "review", "backfill")),
+    ],
 )
 @pytest.mark.parametrize("heavy", HEAVY)
 def test_asking_for_help_loads_nothing_heavy(arguments: tuple[str, ...], heavy: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 
-COMMANDS = ["rows", "export", "price", "summary"]
+COMMANDS = ["rows", "export", "price", "summary", "review"]
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -51,7 +51,8 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", *words: str) -> Non
 
 def fill(path: Path) -> Path:
     with closing(Store(path, "normal", "abc")) as store:
-        store.write([Entry(Record(id="a", occurred_at="2026-11-01T08:00:00.000Z", host="h", path="/"))], [])
+        flagged = {"occurred_at": "2026-11-01T08:00:00.000Z", "requires_manual_review": 1}
+        store.write([Entry(Record(id="a", host="h", path="/", **flagged))], [])
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from usage_ledger.ledger.editing import Change, Editor, open_for_editing
-from usage_ledger.ledger.entries import PAGE, final_entries
+from usage_ledger.ledger.entries import PAGE, entries, entries_by
 from usage_ledger.ledger.filters import FINAL, UNPRICED, Filters
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import open_for_reading
@@ -23,9 +23,9 @@ def record(id_: str, **fields: Any) -> Record:
     return Record(id=id_, **({"usage_state": "complete"} | given))
 
 
-def fill(path: Path, *entries: Record | Entry) -> Path:
+def fill(path: Path, *given: Record | Entry) -> Path:
     with closing(Store(path, "normal", "abc")) as store:
-        store.write([each if isinstance(each, Entry) else Entry(each) for each in entries], [])
+        store.write([each if isinstance(each, Entry) else Entry(each) for each in given], [])
     return path
 
 
@@ -115,7 +115,7 @@ def test_an_older_ledger_gets_its_trail(ledger: Path) -> None:
         connection.execute("DELETE FROM _sqlite_migrations WHERE name <> 'create_usage_records'")
         connection.commit()
     with open_for_reading(ledger) as reader:
-        assert sum(map(len, final_entries(reader, Filters()))) == 2
+        assert sum(map(len, entries(reader, Filters(), FINAL))) == 2
     with open_for_editing(ledger) as editor:
         assert editor.change("price", [change("a", None, "1")]) == {"a"}
     assert len(trail(ledger)) == 1
@@ -185,8 +185,8 @@ def test_rows_are_read_back_as_they_were_handed_in(tmp_path: Path) -> None:
     one, other = record("a", tag="t", total_cost="1"), record("b", input_tokens=5, usage_raw='{"input_tokens": 5}')
     ledger = fill(tmp_path / "usage.db", one, Entry(other, iterations), record("c", usage_state="partial"))
     with open_for_reading(ledger) as reader:
-        assert list(final_entries(reader, Filters())) == [[Entry(one), Entry(other, iterations)]]
-        assert list(final_entries(reader, Filters(), UNPRICED)) == [[Entry(other, iterations)]]
+        assert list(entries(reader, Filters(), FINAL)) == [[Entry(one), Entry(other, iterations)]]
+        assert list(entries(reader, Filters(), UNPRICED)) == [[Entry(other, iterations)]]
         assert (reader.count(Filters(), FINAL), reader.count(Filters(), UNPRICED)) == (2, 1)
 
 
@@ -196,7 +196,7 @@ def test_pages_have_every_row_once_in_order(tmp_path: Path) -> None:
     given = [record(f"{number:05}", occurred_at=moment) for number, moment in enumerate(moments)]
     ledger = fill(tmp_path / "usage.db", *reversed(given))
     with open_for_reading(ledger) as reader:
-        pages = list(final_entries(reader, Filters()))
+        pages = list(entries(reader, Filters(), FINAL))
     assert [entry.record for page in pages for entry in page] == given
     assert [len(page) for page in pages] == [PAGE] * 3
 
@@ -209,4 +209,16 @@ def test_corrected_rows_are_final(tmp_path: Path) -> None:
         connection.execute("UPDATE usage_records SET metadata = 'no json' WHERE id = 'b'")
         connection.commit()
     with open_for_reading(ledger) as reader:
-        assert [entry.record.id for page in final_entries(reader, Filters()) for entry in page] == ["a"]
+        assert [entry.record.id for page in entries(reader, Filters(), FINAL) for entry in page] == ["a"]
+
+
+def test_rows_are_found_by_what_upstream_calls_them(tmp_path: Path) -> None:
+    given = [record("a", request_id="r1", message_id="m"), record("b", request_id="r2", message_id="m"), record("c")]
+    ledger = fill(tmp_path / "usage.db", *given)
+    with open_for_reading(ledger) as reader:
+        for column, values, ids in (
+            ("id", ["c", "a", "x"], "ac"),
+            ("request_id", ["r2"], "b"),
+            ("message_id", ["m"], "ab"),
+        ):
+            assert "".join(each.record.id for each in entries_by(reader, column, values)) == ids

@@ -13,9 +13,11 @@ from typing import Any, TextIO
 import click
 
 from usage_ledger import __version__
+from usage_ledger.cli.backfill import backfill
 from usage_ledger.cli.export import export
 from usage_ledger.cli.output import on_one_line
 from usage_ledger.cli.price import price
+from usage_ledger.cli.review import review
 from usage_ledger.cli.rows import rows
 from usage_ledger.cli.summary import summary
 from usage_ledger.ledger.marks import LedgerError
@@ -55,8 +57,10 @@ def main() -> None:
     """
 
 
+main.add_command(backfill)
 main.add_command(export)
 main.add_command(price)
+main.add_command(review)
 main.add_command(rows)
 main.add_command(summary)
 

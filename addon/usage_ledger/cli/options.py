@@ -1,15 +1,19 @@
 """The options that commands share: which ledger, and which of its rows.
 
-Room: cli. Imports click and the ledger's filters and paths.
+Room: cli. Imports click and the ledger's filters and paths; the prices room where something is priced.
 """
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from usage_ledger.ledger.filters import Filters, as_moment
 from usage_ledger.ledger.paths import ledger_path
+
+if TYPE_CHECKING:
+    from usage_ledger.prices.pricer import Pricer
 
 STATES = ("pending", "complete", "partial", "missing", "none")
 
@@ -45,9 +49,15 @@ def with_ledger[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     return click.option(
         "--db",
         metavar="PATH",
-        callback=lambda _context, _parameter, value: ledger_path(value),
+        callback=_ledger,
         help="The ledger. Default: $USAGE_LEDGER_DB, else usage-ledger/usage.db in your data folder.",
     )(command)
+
+
+def _ledger(context: click.Context, _parameter: click.Parameter, value: str | None) -> Path:
+    """Return the ledger that is named; else the one that stands before the name of a subcommand."""
+    before = None if context.parent is None else context.parent.params.get("db")
+    return before if value is None and isinstance(before, Path) else ledger_path(value)
 
 
 def with_filters[**P, R](command: Callable[P, R]) -> Callable[P, R]:
@@ -72,6 +82,35 @@ def with_filters[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     ):
         command = option(command)
     return command
+
+
+def with_prices[**P, R](command: Callable[P, R]) -> Callable[P, R]:
+    """Add `--prices`; the command gets `price_path`, for `own_pricer`."""
+    return click.option(
+        "--prices",
+        "price_path",
+        metavar="FILE",
+        help="Own prices (TOML). Default: $USAGE_LEDGER_PRICES, else prices.toml beside the ledger if there is one.",
+    )(command)
+
+
+def own_pricer(given: str | None, db: Path) -> "Pricer":
+    """Return what prices rows of this ledger: by own prices, if there are any, and by the list."""
+    from usage_ledger.prices.own import PriceFileError, price_file, read_prices
+
+    try:
+        from usage_ledger.prices import listed
+        from usage_ledger.prices.pricer import Pricer
+
+        path = price_file(given, db)
+        own = None if path is None else read_prices(path)
+        if own is not None:
+            own.check_models(listed.knows)
+    except PriceFileError as error:
+        raise click.ClickException(str(error)) from error
+    except ImportError as error:
+        raise click.ClickException(f"genai-prices cannot be loaded ({error}); install it again") from error
+    return Pricer(own)
 
 
 def filters_from(given: dict[str, Any]) -> Filters:

@@ -5,8 +5,6 @@ leaves its entry in the trail, and that a row whose price is not known keeps wha
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from pathlib import Path
@@ -14,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usage_ledger.cli.options import Words, filters_from, with_filters, with_ledger
+from usage_ledger.cli.changes import make_changes, open_to_change
+from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line, progress
 from usage_ledger.ledger.filters import FINAL, UNPRICED, Filters
 from usage_ledger.ledger.money import EXACT, Books, as_amount, as_text
-from usage_ledger.ledger.reading import Reader, open_for_reading
+from usage_ledger.ledger.reading import Reader
 
 if TYPE_CHECKING:
     from usage_ledger.ledger.record import Entry, Record
@@ -79,12 +78,7 @@ class _Tally:
 @click.command()
 @with_ledger
 @with_filters
-@click.option(
-    "--prices",
-    "price_path",
-    metavar="FILE",
-    help="Own prices (TOML). Default: $USAGE_LEDGER_PRICES, else prices.toml beside the ledger if there is one.",
-)
+@with_prices
 @click.option("--unpriced", is_flag=True, help="Of the rows that match, only those without a cost.")
 @click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail. Default: by which prices.")
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
@@ -100,52 +94,22 @@ def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: 
       usage-ledger price --since 2026-11-01 --until 2026-12-01 --prices contract.toml --dry-run
       usage-ledger price --model 'claude-opus-*' --unpriced
     """
-    from usage_ledger.ledger.entries import final_entries
+    from usage_ledger.ledger.entries import entries
 
     chosen = filters_from(filters)
-    with _opened(db, dry_run) as ledger, localcontext(EXACT):
-        pricer = _pricer(price_path, db)
+    with open_to_change(db, dry_run) as ledger, localcontext(EXACT):
+        pricer = own_pricer(price_path, db)
         condition = UNPRICED if unpriced or chosen == Filters() else FINAL
         tally = _Tally()
         with progress("pricing", lambda: ledger.count(chosen, condition)) as advance:
-            for page in final_entries(ledger, chosen, condition):
+            for page in entries(ledger, chosen, condition):
                 proposed = _proposed(page, pricer, tally)
-                made = proposed if dry_run else _made(ledger, proposed, note)
+                made = _made(ledger, proposed, note)
                 tally.overtaken += len(proposed) - len(made)
                 for entry, new in made:
                     tally.count(entry.record, new)
                 advance(len(page))
         _report(tally, ledger.books(chosen), dry_run)
-
-
-@contextmanager
-def _opened(db: Path, dry_run: bool) -> Iterator[Reader]:
-    if dry_run:
-        with open_for_reading(db) as reader:
-            yield reader
-    else:
-        from usage_ledger.ledger.editing import open_for_editing
-
-        with open_for_editing(db) as editor:
-            yield editor
-
-
-def _pricer(given: str | None, db: Path) -> "Pricer":
-    from usage_ledger.prices.own import PriceFileError, price_file, read_prices
-
-    try:
-        from usage_ledger.prices import listed
-        from usage_ledger.prices.pricer import Pricer
-
-        path = price_file(given, db)
-        own = None if path is None else read_prices(path)
-        if own is not None:
-            own.check_models(listed.knows)
-    except PriceFileError as error:
-        raise click.ClickException(str(error)) from error
-    except ImportError as error:
-        raise click.ClickException(f"genai-prices cannot be loaded ({error}); install it again") from error
-    return Pricer(own)
 
 
 def _proposed(page: "list[Entry]", pricer: "Pricer", tally: _Tally) -> "list[tuple[Entry, Price]]":
@@ -167,9 +131,8 @@ def _proposed(page: "list[Entry]", pricer: "Pricer", tally: _Tally) -> "list[tup
 
 def _made(ledger: Reader, proposed: "list[tuple[Entry, Price]]", note: str) -> "list[tuple[Entry, Price]]":
     """Make the changes; return those whose row was still what it was priced for."""
-    from usage_ledger.ledger.editing import Change, Editor
+    from usage_ledger.ledger.editing import Change
 
-    assert isinstance(ledger, Editor)
     changes = [
         Change(
             entry.record.id,
@@ -183,7 +146,7 @@ def _made(ledger: Reader, proposed: "list[tuple[Entry, Price]]", note: str) -> "
         )
         for entry, new in proposed
     ]
-    made = ledger.change("price", changes)
+    made = make_changes(ledger, "price", changes)
     return [(entry, new) for entry, new in proposed if entry.record.id in made]
 
 

@@ -61,14 +61,20 @@ class Editor(Reader):
         super().__init__(store.connection)
         self._store = store
 
-    def change(self, source: str, changes: Sequence[Change]) -> set[str]:
-        """Make changes in one transaction, each with its revision; return the ids of rows that were as expected."""
+    def change(self, source: str, changes: Sequence[Change], all_or_none: bool = False) -> set[str]:
+        """Make changes in one transaction, each with its revision; return the ids of rows that were as expected.
+
+        With `all_or_none`, one that was not is a `LedgerError`, and no row is changed.
+        """
         made: list[revisions.Revision] = []
         if not changes:
             return set()
         with self._store.transaction():
             for change in changes:
-                if self._set(change):
+                is_set = self._set(change)
+                if all_or_none and not is_set:
+                    raise LedgerError(f"row {change.record_id} changed meanwhile, so no row is changed; run it again")
+                if is_set:
                     before = {name: change.expected[name] for name in change.after}
                     made.append(self._revised(change, before))
             revisions.append(self.connection, source, made)

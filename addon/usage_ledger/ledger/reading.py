@@ -152,12 +152,30 @@ class Reader:
         ).fetchone()
         return int(found[0])
 
+    def having(self, column: str, values: Sequence[str], columns: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return the rows that have one of these values in a column, oldest first."""
+        return self.connection.execute(
+            f"SELECT {', '.join(columns)} FROM {self.table()} "
+            f"WHERE {column} IN (SELECT value FROM json_each(?)) ORDER BY occurred_at, id",
+            (json.dumps(list(values)),),
+        ).fetchall()
+
     def iterations(self, record_ids: Sequence[str], columns: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return the iterations of these rows, in the order in which they ran."""
         return self.connection.execute(
             f"SELECT {', '.join(columns)} FROM {self.table('usage_iterations', columns)} "
             "WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position",
-            (json.dumps(record_ids),),
+            (json.dumps(list(record_ids)),),
+        ).fetchall()
+
+    def revisions(self, record_id: str) -> list[tuple[Any, ...]]:
+        """Return the trail of one row, oldest first: when, who, source, reason, before and after."""
+        if not self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage_revisions'").fetchone():
+            return []  # an older ledger
+        return self.connection.execute(
+            "SELECT revised_at, revised_by, source, reason, before, after FROM usage_revisions "
+            "WHERE record_id = ? ORDER BY position",
+            (record_id,),
         ).fetchall()
 
     def books(self, filters: Filters) -> money.Books:

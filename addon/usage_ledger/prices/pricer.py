@@ -76,6 +76,11 @@ class Pricer:
             else:
                 price.give_to(entry)
 
+    def give(self, entry: Entry) -> None:
+        """Give a row its cost, or none where that is not known."""
+        with contextlib.suppress(UnpricedError):
+            self.price(entry).give_to(entry)
+
     def _tell(self, reason: str) -> None:
         if reason not in self._told and len(self._told) < TOLD_LIMIT:
             self._told.add(reason)

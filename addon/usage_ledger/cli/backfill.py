@@ -1,0 +1,286 @@
+"""`usage-ledger backfill`: what upstream billed, for rows whose usage it did not tell.
+
+Room: cli. Imports click, the prices room and the ledger. Promises that it is all or nothing, that every bad line is
+told with its number, and that doing it twice changes nothing.
+"""
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from usage_ledger.cli.changes import make_changes, open_to_change
+from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_prices
+from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.money import as_amount, as_text
+from usage_ledger.ledger.reading import Reader
+
+if TYPE_CHECKING:
+    from usage_ledger.ledger.editing import Change
+    from usage_ledger.ledger.record import Entry
+    from usage_ledger.prices.pricer import Pricer
+
+KEYS = ("id", "request_id", "message_id")
+"""What a line finds its row by: the first of these that it has."""
+
+COUNTS = (
+    *("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_creation_5m_input_tokens"),
+    *("cache_creation_1h_input_tokens", "cache_read_input_tokens", "thinking_tokens"),
+    *("web_search_requests", "web_fetch_requests"),
+)
+
+_COMPARED = ("occurred_at", "usage_state", "requires_manual_review", "review_reason", "metadata", "total_cost")
+"""Columns of an export in which a row may not have changed since; the counts are for the person to change."""
+
+BAD_LINES_SHOWN = 20
+
+
+@dataclass
+class _Line:
+    """One line of a file, or what the options say: which row, and which counts."""
+
+    place: str
+    key: str
+    value: str
+    counts: dict[str, int]
+    note: str
+    exported: dict[str, str]
+
+
+class _LineError(Exception):
+    """A line that cannot be used."""
+
+
+def _with_counts[**P, R](command: Callable[P, R]) -> Callable[P, R]:
+    for name in reversed(COUNTS):
+        command = click.option(f"--{name.replace('_', '-')}", name, type=click.IntRange(min=0), help=_HELP[name])(
+            command
+        )
+    return command
+
+
+_HELP = {
+    "input_tokens": "Uncached input.",
+    "output_tokens": "Output, thinking included.",
+    "cache_creation_input_tokens": "Cache writes, of any duration.",
+    "cache_creation_5m_input_tokens": "5-minute cache writes.",
+    "cache_creation_1h_input_tokens": "1-hour cache writes.",
+    "cache_read_input_tokens": "Cache reads.",
+    "thinking_tokens": "The part of the output that was thinking.",
+    "web_search_requests": "Web searches.",
+    "web_fetch_requests": "Web fetches.",
+}
+
+
+@click.command()
+@with_ledger
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--id", "id_", type=Words(), help="The row, by its id,")
+@click.option("--request-id", type=Words(), help="by upstream's request id,")
+@click.option("--message-id", type=Words(), help="or by upstream's message id.")
+@_with_counts
+@click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail.")
+@click.option("--force", is_flag=True, help="Change rows too that are complete, or are not billed.")
+@with_prices
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+def backfill(
+    db: Path,
+    file: Path | None,
+    id_: str | None,
+    request_id: str | None,
+    message_id: str | None,
+    note: str,
+    force: bool,
+    price_path: str | None,
+    dry_run: bool,
+    **counts: int | None,
+) -> None:
+    """Fill in what upstream billed: one row by options, or many from a CSV file.
+
+    FILE has a header; each line finds its row by id, request_id or message_id, and has counts (input_tokens,
+    output_tokens, …) and perhaps a note. An export will do: fill in the counts of what is known and leave the rest.
+    Empty cells, and lines without a change, change nothing. All lines are used, or none.
+
+    Rows get their total and their cost as well, leave the review queue, and are marked as corrected by hand. Each
+    leaves an entry in the trail.
+
+    \b
+    Examples:
+      usage-ledger backfill --request-id req_011C --input-tokens 1200 --output-tokens 340 --note "invoice 7"
+      usage-ledger export --flagged > flagged.csv      # fill in what is missing, then
+      usage-ledger backfill flagged.csv --dry-run
+      usage-ledger backfill flagged.csv
+    """
+    given = {name: count for name, count in counts.items() if count is not None}
+    keys = {name: value for name, value in zip(KEYS, (id_, request_id, message_id), strict=True) if value is not None}
+    if file is not None:
+        if given or keys:
+            raise click.UsageError("give a FILE, or a row and its counts, and not both")
+        lines, bad = _read(file, note)
+    else:
+        if len(keys) != 1 or not given:
+            raise click.UsageError("give a FILE, or one of --id, --request-id and --message-id with counts")
+        ((key, value),) = keys.items()
+        lines, bad = [_Line(f"{key} {value}", key, value, given, note, {})], []
+    with open_to_change(db, dry_run) as ledger:
+        changes, more_bad = _changes(lines, ledger, own_pricer(price_path, db), force)
+        _refuse([*bad, *more_bad])
+        make_changes(ledger, "backfill", changes, all_or_none=True)
+    _report(changes, len(lines), dry_run)
+
+
+def _refuse(bad: list[str]) -> None:
+    """Tell all bad lines, and end where there are any."""
+    if len(bad) == 1:
+        raise click.ClickException(f"{bad[0]}; no row is changed")
+    if not bad:
+        return
+    for line in bad[:BAD_LINES_SHOWN]:
+        click.echo(on_one_line(line), err=True)
+    if len(bad) > BAD_LINES_SHOWN:
+        click.echo(f"… and {len(bad) - BAD_LINES_SHOWN} more", err=True)
+    raise click.ClickException(f"{len(bad)} lines cannot be used, so no row is changed")
+
+
+# The file.
+
+
+def _read(path: Path, note: str) -> tuple[list[_Line], list[str]]:
+    """Read a CSV file; return its lines, and what is wrong with those that cannot be read."""
+    lines: list[_Line] = []
+    bad: list[str] = []
+    csv.field_size_limit(16 * 1024 * 1024)  # an export has upstream's usage as it came
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            _check_header(path, rows.fieldnames or [])
+            for row in rows:
+                place = f"{path}:{rows.line_num}"
+                try:
+                    lines.append(_line(place, row, note))
+                except _LineError as error:
+                    bad.append(f"{place}: {error}")
+        except UnicodeDecodeError as error:
+            raise click.ClickException(f"{path}: it is not UTF-8 text: {error}") from error
+        except csv.Error as error:
+            raise click.ClickException(f"{path}:{rows.line_num}: it is not CSV: {error}") from error
+    return lines, bad
+
+
+def _check_header(path: Path, names: Any) -> None:
+    known = {*COLUMNS, "note"}
+    for name in names:
+        if name not in known:
+            raise click.ClickException(f"{path}: unknown column {name!r}; there are those of an export, and note")
+    if len(set(names)) < len(names):
+        raise click.ClickException(f"{path}: a column is there twice")
+    if not set(names) & set(KEYS) or not set(names) & set(COUNTS):
+        raise click.ClickException(
+            f"{path}: it has no column of {', '.join(KEYS)}, or none of counts like input_tokens"
+        )
+
+
+def _line(place: str, row: Mapping[str | None, Any], note: str) -> _Line:
+    if None in row or None in row.values():
+        raise _LineError("it has more or fewer cells than the header")
+    key = next((name for name in KEYS if row.get(name)), None)
+    if key is None:
+        raise _LineError(f"it says no row; give its {', '.join(KEYS[:-1])} or {KEYS[-1]}")
+    return _Line(
+        place,
+        key,
+        _unescaped(row[key]),
+        {name: _count(name, row[name]) for name in COUNTS if row.get(name, "").strip()},
+        _unescaped(row.get("note") or "") or note,
+        {name: _unescaped(row[name]) for name in _COMPARED if name in row},
+    )
+
+
+def _unescaped(cell: str) -> str:
+    """Take the apostrophe away that an export puts before what looks like a formula."""
+    return cell[1:] if cell.startswith(("'=", "'+", "'-", "'@", "'\t", "'\r")) else cell
+
+
+def _count(name: str, cell: str) -> int:
+    text = cell.strip()
+    if not text.isascii() or not text.isdigit():
+        raise _LineError(f"{name} is {text!r}, which is no whole number from 0 on")
+    return int(text[:30])
+
+
+# The rows.
+
+
+def _changes(lines: list[_Line], ledger: Reader, pricer: "Pricer", force: bool) -> tuple[list["Change"], list[str]]:
+    """Return the changes that the lines make, and what is wrong with those that cannot be used."""
+    from usage_ledger.ledger.entries import entries_by
+
+    found: dict[tuple[str, str], list[Entry]] = {}
+    for key in KEYS:
+        values = [line.value for line in lines if line.key == key]
+        for entry in entries_by(ledger, key, values) if values else []:
+            found.setdefault((key, getattr(entry.record, key)), []).append(entry)
+    changes: dict[str, Change] = {}
+    bad = []
+    for line in lines:
+        try:
+            change = _change(line, found.get((line.key, line.value), []), pricer, force)
+            if change is not None and change.record_id in changes:
+                raise _LineError("an earlier line is about the same row")
+        except _LineError as error:
+            bad.append(f"{line.place}: {error}")
+        else:
+            if change is not None:
+                changes[change.record_id] = change
+    return list(changes.values()), bad
+
+
+def _change(line: _Line, entries: list["Entry"], pricer: "Pricer", force: bool) -> "Change | None":
+    """Return what a line changes; None where the row is what the line says already."""
+    from usage_ledger.ledger import corrections
+
+    if not entries:
+        raise _LineError(f"there is no row with the {line.key} {line.value}")
+    if len(entries) > 1:
+        raise _LineError(f"{len(entries)} rows have the {line.key} {line.value}; say which by its id")
+    (entry,) = entries
+    record = entry.record
+    try:
+        counts = corrections.with_counts(record, line.counts)
+    except ValueError as error:
+        raise _LineError(str(error)) from error
+    if all(getattr(record, name) == count for name, count in counts.items()):
+        return None
+    for name, cell in line.exported.items():
+        now = getattr(record, name)
+        if cell != ("" if now is None else str(now)):
+            raise _LineError(f"the row has changed since it was exported: {name} is {now} now")
+    if record.usage_state == "pending":
+        raise _LineError("the request is still in flight")
+    settled = record.usage_state in ("complete", "none") and not record.requires_manual_review
+    if settled and not corrections.is_corrected(record) and not force:
+        raise _LineError(f"the row is {record.usage_state} as upstream told it; --force changes it all the same")
+    return corrections.correction(entry, counts, line.note or "backfilled", pricer.give)
+
+
+def _report(changes: list["Change"], lines: int, dry_run: bool) -> None:
+    out = for_people()
+    for change in changes:
+        before, after = change.expected, change.after
+        told = ", ".join(
+            f"{name} {before[name]} → {after[name]}"
+            for name in (*COUNTS, "total_tokens", "total_cost")
+            if before[name] != after[name]
+        )
+        out.write(on_one_line(f"{change.record_id}: {told}", out.encoding) + "\n")
+    costs = [as_amount(change.after["total_cost"]) for change in changes]
+    total = sum((cost for cost in costs if cost is not None), start=Decimal(0))
+    out.write(
+        f"{'would change' if dry_run else 'changed'} {len(changes):,} of {lines:,} row(s), which cost {as_text(total)} "
+        f"USD now; {costs.count(None):,} without a price\n"
+    )

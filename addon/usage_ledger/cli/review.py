@@ -1,0 +1,247 @@
+"""`usage-ledger review`: the queue of rows that want a person, one of them in full, and settling them as they are.
+
+Room: cli. Imports click and the ledger. Promises that nothing secret is in what is meant for others.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from usage_ledger.cli.changes import make_changes, open_to_change
+from usage_ledger.cli.options import Words, filters_from, with_filters, with_ledger
+from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.table import Column, write_table
+from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.reading import Reader, open_for_reading
+
+if TYPE_CHECKING:
+    from usage_ledger.ledger.editing import Change
+
+FLAGGED = "requires_manual_review = 1"
+CAME_WITHOUT = "usage_state = 'missing' AND review_reason IS NOT 'body_not_captured'"
+"""SQL: requests of which upstream told no usage; of a body that was not captured nobody knows."""
+
+_ENDINGS = {
+    "no_usage_data": "ended normally",
+    "client_disconnected": "the client left",
+    "upstream_closed": "upstream closed or reset the stream",
+    "stream_error": "an error event in the stream",
+    "no_response": "no response came",
+    "proxy_stopped": "the proxy was stopped",
+    "unreadable_body": "the body could not be decoded",
+    "malformed_usage": "the usage was not valid",
+    "multiple_messages": "several messages in one body",
+}
+"""How a request ended, in words."""
+
+
+@click.group(invoke_without_command=True)
+@with_ledger
+@with_filters
+@click.option("-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="How many; 0: all.")
+@click.pass_context
+def review(context: click.Context, /, db: Path, limit: int, **filters: Any) -> None:
+    """Show the rows that want a person, oldest first, and how many there are for each reason.
+
+    \b
+    Examples:
+      usage-ledger review
+      usage-ledger review --since 7d --model 'claude-opus-*' -n 0
+      usage-ledger review show 661057e494c57-480f7dc21dd8
+      usage-ledger review accept --flagged --until 2026-11-01 --note "too old to look up" --dry-run
+      usage-ledger review report > without-usage.txt
+    """
+    chosen = filters_from(filters)
+    if context.invoked_subcommand is not None:
+        if chosen != Filters():
+            raise click.UsageError(f"filters stand after {context.invoked_subcommand}")
+        return
+    names = ("occurred_at", "model", "review_reason", "usage_state", "total_tokens", "request_id", "id")
+    reasons: Counter[str] = Counter()
+    shown: list[Any] = []
+    with open_for_reading(db) as ledger:
+        for page in ledger.pages(chosen, FLAGGED, names, 500):
+            for row in page:
+                reasons[str(row[2])] += 1
+                if not limit or len(shown) < limit:
+                    shown.append(row)
+    out = for_people()
+    if not reasons:
+        click.echo(f"nothing to review in {on_one_line(str(db))}", err=True)
+        return
+    columns = [
+        Column("time (UTC)", to_the_right=False, rank=1),
+        Column("model", to_the_right=False, rank=2),
+        Column("reason", to_the_right=False, rank=1),
+        Column("state", to_the_right=False, rank=4),
+        Column("tokens", rank=3),
+        Column("request id", to_the_right=False, rank=5),
+        Column("id", to_the_right=False),
+    ]
+    lines = [[_time(row[0]), *("" if value is None else str(value) for value in row[1:])] for row in shown]
+    write_table(columns, lines, out, is_marked=lambda _number: False)
+    out.write("\n")
+    for reason, count in reasons.most_common():
+        out.write(on_one_line(f"{count:>8,}  {reason}", out.encoding) + "\n")
+    if sum(reasons.values()) > len(shown):
+        click.echo(f"{len(shown):,} of {sum(reasons.values()):,} are shown; -n 0 shows all", err=True)
+
+
+@review.command()
+@with_ledger
+@click.argument("id_", metavar="ID", type=Words())
+def show(db: Path, id_: str) -> None:
+    """Show one row: all its columns, its iterations, its history, and by what upstream knows it.
+
+    \b
+    Example:
+      usage-ledger review show 661057e494c57-480f7dc21dd8
+    """
+    with open_for_reading(db) as ledger:
+        found = ledger.having("id", [id_], COLUMNS)
+        if not found:
+            raise click.ClickException(f"there is no row with the id {id_}")
+        fields = dict(zip(COLUMNS, found[0], strict=True))
+        iterations = ledger.iterations([id_], _OF_ITERATIONS)
+        history = ledger.revisions(id_)
+    out = for_people()
+
+    def say(text: str = "") -> None:
+        out.write(on_one_line(text, out.encoding) + "\n")
+
+    for name, value in fields.items():
+        if value is not None and value != "":
+            say(f"{name:<30} {value}")
+    if iterations:
+        say()
+        say("iterations")
+        for each in iterations:
+            say("  " + ", ".join(f"{name} {value}" for name, value in zip(_OF_ITERATIONS, each, strict=True) if value))
+    if history:
+        say()
+        say("history")
+        for revised_at, revised_by, source, reason, before, after in history:
+            say(f"  {revised_at} {revised_by} {source}: {reason}")
+            for name, value in _changed(before, after):
+                say(f"    {name}: {value}")
+    say()
+    say("To look it up: " + (_known_upstream(fields) or "upstream named neither the request nor the message"))
+
+
+_OF_ITERATIONS = (
+    *("position", "type", "model", "billed", "input_tokens", "output_tokens", "cache_creation_input_tokens"),
+    *("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens", "cache_read_input_tokens", "total_cost"),
+)
+
+
+def _changed(before: str, after: str) -> list[tuple[str, str]]:
+    """What an entry of the trail changed, in words; another program may have broken its JSON."""
+    try:
+        old, new = json.loads(before), json.loads(after)
+        return [(name, f"{old.get(name)} → {value}") for name, value in new.items() if old.get(name) != value]
+    except (ValueError, AttributeError, RecursionError):
+        return [("it cannot be read", f"{before} → {after}")]
+
+
+def _known_upstream(fields: dict[str, Any]) -> str:
+    names = ("request_id", "message_id", "organization_id", "workspace_id", "api_key_hint", "occurred_at")
+    ids = [name for name in names[:2] if fields[name]]
+    return ", ".join(f"{name} {fields[name]}" for name in names if fields[name]) if ids else ""
+
+
+@review.command()
+@with_ledger
+@click.argument("ids", metavar="[ID]...", nargs=-1, type=Words())
+@with_filters
+@click.option("--note", type=Words(), required=True, metavar="TEXT", help="Why, for the trail.")
+@click.option("--dry-run", is_flag=True, help="Only say which rows.")
+def accept(db: Path, ids: tuple[str, ...], note: str, dry_run: bool, **filters: Any) -> None:
+    """Settle rows as they are: by their ids, or all flagged ones that the filters choose.
+
+    They leave the queue and keep their counts. Should a replay know better, it still replaces them.
+
+    \b
+    Examples:
+      usage-ledger review accept 661057e494c57-480f7dc21dd8 --note "a health check, never billed"
+      usage-ledger review accept --state missing --until 2026-06-01 --note "before the books" --dry-run
+    """
+    chosen = filters_from(filters)
+    if bool(ids) == (chosen != Filters()):
+        raise click.UsageError("give ids, or filters (--flagged for all), and not both")
+    if not note.strip():
+        raise click.UsageError("--note says why, and cannot be empty")
+    count = 0
+    out = for_people()
+    with open_to_change(db, dry_run) as ledger:
+        for changes in _acceptances(ledger, ids, chosen, note):
+            make_changes(ledger, "review", changes, all_or_none=True)
+            count += len(changes)
+            for change in changes:
+                out.write(on_one_line(f"{change.record_id} {change.expected['review_reason']}", out.encoding) + "\n")
+        out.write(f"{'would accept' if dry_run else 'accepted'} {count:,} row(s)\n")
+
+
+def _acceptances(ledger: Reader, ids: tuple[str, ...], chosen: Filters, note: str) -> Any:
+    """The changes, a page at a time; of rows that are named, all in one."""
+    from usage_ledger.ledger.corrections import acceptance
+    from usage_ledger.ledger.entries import entries, entries_by
+
+    if not ids:
+        for page in entries(ledger, chosen, FLAGGED):
+            yield [acceptance(entry.record, note) for entry in page]
+        return
+    found = {entry.record.id: entry.record for entry in entries_by(ledger, "id", ids)}
+    changes: list[Change] = []
+    for id_ in dict.fromkeys(ids):
+        if id_ not in found:
+            raise click.ClickException(f"there is no row with the id {id_}; no row is changed")
+        if not found[id_].requires_manual_review:
+            raise click.ClickException(f"row {id_} is not in the queue; no row is changed")
+        changes.append(acceptance(found[id_], note))
+    yield changes
+
+
+@review.command()
+@with_ledger
+@with_filters
+def report(db: Path, **filters: Any) -> None:
+    """List the requests that came without usage, in a form to send to the upstream's support.
+
+    It has no key, no prompt and no answer: only what upstream itself calls these requests, when they were, and how
+    they ended.
+
+    \b
+    Example:
+      usage-ledger review report --since 2026-11-01 > without-usage.txt
+    """
+    names = (
+        *("request_id", "message_id", "occurred_at", "completed_at", "model", "http_status", "stream"),
+        *("response_bytes", "review_reason", "organization_id", "workspace_id"),
+    )
+    count = 0
+    out = for_people()
+    with open_for_reading(db) as ledger:
+        for page in ledger.pages(filters_from(filters), CAME_WITHOUT, names, 500):
+            for row in page:
+                if not count:
+                    out.write(
+                        "These requests were answered without a usage object, so we cannot tell what was billed.\n"
+                    )
+                count += 1
+                fields = dict(zip(names, row, strict=True))
+                ending = _ENDINGS.get(str(fields.pop("review_reason")), "unknown")
+                fields |= {"stream": "yes" if fields["stream"] else "no", "ended": ending}
+                out.write("\n")
+                for name, value in fields.items():
+                    if value is not None:
+                        out.write(on_one_line(f"{name:<16} {value}", out.encoding) + "\n")
+    if not count:
+        click.echo(f"no request without usage in {on_one_line(str(db))}", err=True)
+
+
+def _time(value: Any) -> str:
+    return str(value or "")[:19].replace("T", " ")

@@ -1,0 +1,115 @@
+"""Corrections: what a person says of a row, as a change of it.
+
+Room: ledger. Imports `msgspec` and its neighbours in this room. A corrected row has the counts of a person instead of
+upstream's; an accepted one is settled as it is. Both keep `usage_state` and `review_reason` as history, and neither is
+in the review queue any more. A better row of a proxy still replaces an accepted one, and never a corrected one.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.editing import Change
+from usage_ledger.ledger.record import Entry, Record
+
+COUNTS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_creation_input_tokens",
+    "cache_creation_5m_input_tokens",
+    "cache_creation_1h_input_tokens",
+    "cache_read_input_tokens",
+    "thinking_tokens",
+    "web_search_requests",
+    "web_fetch_requests",
+)
+"""What a correction may set."""
+
+COUNT_LIMIT = 10**15
+"""A count above this is not a count (SQLite's integers end at 9.2e18, and sums must fit as well)."""
+
+_CORRECTED = (*COUNTS, "total_tokens", "requires_manual_review", "metadata", "total_cost", "price_source")
+_ACCEPTED = ("requires_manual_review", "metadata", "usage_state")
+
+
+def with_counts(record: Record, counts: Mapping[str, int]) -> dict[str, int]:
+    """Return all counts of a row after some of them are set; raise ValueError where they cannot be so.
+
+    Cache writes are told as a total, or as its two durations, or as all three.
+    """
+    for name, count in counts.items():
+        if not 0 <= count <= COUNT_LIMIT:
+            raise ValueError(f"{name} is {count}, which is no count")
+    result = {name: counts.get(name, getattr(record, name)) for name in COUNTS}
+    durations = ("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens")
+    if "cache_creation_input_tokens" not in counts and any(name in counts for name in durations):
+        result["cache_creation_input_tokens"] = sum(result[name] for name in durations)
+    elif "cache_creation_input_tokens" in counts and not any(name in counts for name in durations):
+        result |= dict.fromkeys(durations, 0)  # their durations are not told, and the former ones are of another total
+    if sum(result[name] for name in durations) > result["cache_creation_input_tokens"]:
+        raise ValueError("cache_creation_input_tokens is less than its 5-minute and 1-hour parts")
+    if result["thinking_tokens"] > result["output_tokens"]:
+        raise ValueError("thinking_tokens are part of output_tokens, and cannot be more")
+    return result
+
+
+def correction(entry: Entry, counts: Mapping[str, int], reason: str, price: Callable[[Entry], None]) -> Change:
+    """Return the change that gives a row these counts (all of `COUNTS`), and the cost that `price` finds for them."""
+    old = entry.record
+    metadata = _metadata(old)
+    metadata.pop("_requires_manual_review", None)
+    metadata.pop("_cache_split_unknown", None)
+    split = counts["cache_creation_5m_input_tokens"] + counts["cache_creation_1h_input_tokens"]
+    if split != counts["cache_creation_input_tokens"]:
+        metadata["_cache_split_unknown"] = True
+    metadata["_manually_updated"] = True
+    total = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    new = Entry(
+        msgspec.structs.replace(
+            old,
+            **counts,
+            total_tokens=sum(counts[name] for name in total),
+            requires_manual_review=0,
+            metadata=msgspec.json.encode(metadata).decode(),
+            total_cost=None,
+            price_source=None,
+        ),
+        [msgspec.structs.replace(iteration, total_cost=None) for iteration in entry.iterations],
+    )
+    price(new)
+    return Change(
+        old.id,
+        reason,
+        expected=_fields(old, COLUMNS),
+        after=_fields(new.record, _CORRECTED),
+        iteration_costs=[(iteration.position, iteration.total_cost) for iteration in new.iterations],
+    )
+
+
+def acceptance(record: Record, reason: str) -> Change:
+    """Return the change that settles a flagged row as it is."""
+    metadata = _metadata(record)
+    metadata.pop("_requires_manual_review", None)
+    metadata["_accepted"] = True
+    accepted = msgspec.structs.replace(
+        record, requires_manual_review=0, metadata=msgspec.json.encode(metadata).decode()
+    )
+    return Change(record.id, reason, expected=_fields(record, COLUMNS), after=_fields(accepted, _ACCEPTED))
+
+
+def is_corrected(record: Record) -> bool:
+    return _metadata(record).get("_manually_updated") == 1
+
+
+def _metadata(record: Record) -> dict[str, Any]:
+    try:
+        metadata = msgspec.json.decode(record.metadata)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _fields(record: Record, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
