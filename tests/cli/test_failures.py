@@ -12,7 +12,7 @@ import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 
-COMMANDS = ["rows", "export", "price", "summary", "review"]
+COMMANDS = ["rows", "export", "price", "summary", "review", "verify"]
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -51,8 +51,10 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", *words: str) -> Non
 
 def fill(path: Path) -> Path:
     with closing(Store(path, "normal", "abc")) as store:
-        flagged = {"occurred_at": "2026-11-01T08:00:00.000Z", "requires_manual_review": 1}
-        store.write([Entry(Record(id="a", host="h", path="/", **flagged))], [])
+        flagged = {"requires_manual_review": 1, "review_reason": "no_usage_data", "usage_state": "missing"}
+        metadata = '{"_no_usage_data":true,"_requires_manual_review":true}'
+        moment = "2026-11-01T08:00:00.000Z"
+        store.write([Entry(Record(id="a", occurred_at=moment, host="h", path="/", metadata=metadata, **flagged))], [])
     return path
 
 

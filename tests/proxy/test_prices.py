@@ -44,7 +44,7 @@ def test_what_an_advisor_cost_stands_under_the_advisors_model(start_proxy: Start
     assert told["claude-opus-4-7"] == "0.00575"
 
 
-@pytest.mark.parametrize(("scenario", "cost"), [("no_usage", None), ("rate_limited", "0")])
+@pytest.mark.parametrize(("scenario", "cost"), [("without_usage", None), ("rate_limited", "0")])
 def test_what_is_not_complete_has_no_price(start_proxy: Start, ask: Ask, scenario: str, cost: str | None) -> None:
     proxy = start_proxy()
     ask(proxy, scenario)

@@ -20,6 +20,7 @@ from usage_ledger.cli.price import price
 from usage_ledger.cli.review import review
 from usage_ledger.cli.rows import rows
 from usage_ledger.cli.summary import summary
+from usage_ledger.cli.verify import verify
 from usage_ledger.ledger.marks import LedgerError
 
 
@@ -63,6 +64,7 @@ main.add_command(price)
 main.add_command(review)
 main.add_command(rows)
 main.add_command(summary)
+main.add_command(verify)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from usage_ledger.cli.changes import make_changes, open_to_change
-from usage_ledger.cli.options import Words, filters_from, with_filters, with_ledger
+from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.columns import COLUMNS
@@ -203,6 +203,48 @@ def _acceptances(ledger: Reader, ids: tuple[str, ...], chosen: Filters, note: st
             raise click.ClickException(f"row {id_} is not in the queue; no row is changed")
         changes.append(acceptance(found[id_], note))
     yield changes
+
+
+@review.command()
+@with_ledger
+@click.argument("id_", metavar="ID", type=Words())
+@click.option("--note", type=Words(), required=True, metavar="TEXT", help="Why, for the trail.")
+@with_prices
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+def adopt(db: Path, id_: str, note: str, price_path: str | None, dry_run: bool) -> None:
+    """Give a row that was changed by plain SQL its revision.
+
+    Its counts become a correction by hand, with their total and their cost, and the trail says what they were before.
+
+    \b
+    Example:
+      usage-ledger review adopt 661057e494c57-480f7dc21dd8 --note "from the invoice, by SQL"
+    """
+    from usage_ledger.cli import audit
+    from usage_ledger.ledger.corrections import COUNTS, correction, with_counts
+    from usage_ledger.ledger.entries import entries_by
+
+    pricer = own_pricer(price_path, db)
+    with open_to_change(db, dry_run) as ledger:
+        found = entries_by(ledger, "id", [id_])
+        if not found:
+            raise click.ClickException(f"there is no row with the id {id_}")
+        (entry,) = found
+        left = audit.folded([(source, after) for _, source, after in ledger.afters([id_])])
+        if not audit.differences(entry, left):
+            raise click.ClickException(f"row {id_} is what upstream and the trail say; there is nothing to adopt")
+        told = audit.told_counts(entry) or {}
+        before = {name: left.get(name, told.get(name)) for name in COUNTS}
+        try:
+            counts = with_counts(entry.record, {name: getattr(entry.record, name) for name in COUNTS})
+        except ValueError as error:
+            raise click.ClickException(f"row {id_} cannot be adopted: {error}") from error
+        change = correction(entry, counts, note, pricer.give)._replace(before=before)
+        make_changes(ledger, "review", [change], all_or_none=True)
+    out = for_people()
+    verb = "would adopt" if dry_run else "adopted"
+    changed = ", ".join(f"{name} {before[name]} → {counts[name]}" for name in COUNTS if before[name] != counts[name])
+    out.write(on_one_line(f"{verb} {id_}: {changed or 'no count changed'}", out.encoding) + "\n")
 
 
 @review.command()

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from usage_ledger.ledger import revisions
@@ -25,7 +26,8 @@ BUSY_MS = 10_000
 class Change(NamedTuple):
     """A change of one row: what it was made for (`expected`, which has all columns of `after`), and what it sets.
 
-    `iteration_costs` are what the row's iterations cost as well, each with its position (USD; None: nothing).
+    `iteration_costs` are what the row's iterations cost as well, each with its position (USD; None: nothing). `before`
+    is what the row was before another program changed it, where that is not what is expected.
     """
 
     record_id: str
@@ -33,6 +35,7 @@ class Change(NamedTuple):
     expected: revisions.Values
     after: revisions.Values
     iteration_costs: Sequence[tuple[int, str | None]] = ()
+    before: revisions.Values = MappingProxyType({})
 
 
 @contextmanager
@@ -75,7 +78,7 @@ class Editor(Reader):
                 if all_or_none and not is_set:
                     raise LedgerError(f"row {change.record_id} changed meanwhile, so no row is changed; run it again")
                 if is_set:
-                    before = {name: change.expected[name] for name in change.after}
+                    before = {name: change.expected[name] for name in change.after} | dict(change.before)
                     made.append(self._revised(change, before))
             revisions.append(self.connection, source, made)
         if not self._store.is_current():

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from usage_ledger.ledger import money
+from usage_ledger.ledger import money, revisions
 from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.filters import FINAL, Filters
 from usage_ledger.ledger.marks import LedgerError, check_marks
@@ -170,13 +170,66 @@ class Reader:
 
     def revisions(self, record_id: str) -> list[tuple[Any, ...]]:
         """Return the trail of one row, oldest first: when, who, source, reason, before and after."""
-        if not self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage_revisions'").fetchone():
-            return []  # an older ledger
+        if not self._has_trail():
+            return []
         return self.connection.execute(
             "SELECT revised_at, revised_by, source, reason, before, after FROM usage_revisions "
             "WHERE record_id = ? ORDER BY position",
             (record_id,),
         ).fetchall()
+
+    def afters(self, record_ids: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Return id, source and `after` of these rows' revisions, one row after the other, oldest first."""
+        if not self._has_trail():
+            return []
+        return self.connection.execute(
+            "SELECT record_id, source, after FROM usage_revisions "
+            "WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position",
+            (json.dumps(list(record_ids)),),
+        ).fetchall()
+
+    def revised_but_gone(self) -> list[str]:
+        """Return the ids of rows that the trail knows and the ledger does not have."""
+        if not self._has_trail():
+            return []
+        found = self.connection.execute(
+            "SELECT DISTINCT record_id FROM usage_revisions WHERE record_id IS NOT NULL "
+            "AND record_id NOT IN (SELECT id FROM usage_records) ORDER BY record_id LIMIT 100"
+        )
+        return [row[0] for row in found]
+
+    def trail_length(self) -> int:
+        """Return how many entries the trail has."""
+        if not self._has_trail():
+            return 0
+        return int(self.connection.execute("SELECT count(*) FROM usage_revisions").fetchone()[0])
+
+    def broken_links(self) -> Iterator[str]:
+        """Name the first entry of the trail that does not follow from the one before; nothing where all do."""
+        if not self._has_trail():
+            return
+        link = ""
+        names = ", ".join(revisions.COLUMNS)
+        told = self.connection.execute(f"SELECT {names} FROM usage_revisions ORDER BY position")
+        for number, (*entry, found) in enumerate(told, 1):
+            link = revisions.hash_of(link, tuple(entry))
+            position, at, _, source, _, record_id, *_ = entry
+            if position != number:
+                yield f"trail: entry {number} is missing; the one that follows has number {position}"
+                return
+            if link != found:
+                yield f"trail: entry {number} ({source}, row {record_id}, {at}) is not what its hash vouches for"
+                return
+
+    def integrity(self) -> list[str]:
+        """Return what SQLite finds wrong with the file."""
+        found = [row[0] for row in self.connection.execute("PRAGMA integrity_check(20)")]
+        return [] if found == ["ok"] else found
+
+    def _has_trail(self) -> bool:
+        """Whether there is a trail; an older ledger has none."""
+        found = self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage_revisions'").fetchone()
+        return found is not None
 
     def books(self, filters: Filters) -> money.Books:
         """Add up what the rows that match cost."""

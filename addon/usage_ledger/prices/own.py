@@ -107,12 +107,14 @@ def price_file(given: str | os.PathLike[str] | None, ledger: Path) -> Path | Non
     chosen = str(given or "") or os.environ.get(ENVIRONMENT, "")
     try:
         path = Path(chosen).expanduser().absolute() if chosen else ledger.parent / BESIDE_LEDGER
+        if not chosen and not os.path.lexists(path):
+            return None
         str(path).encode()
     except RuntimeError as error:
         raise PriceFileError(f"{chosen}: there is no home folder for it; give its path without one") from error
     except UnicodeEncodeError as error:
         raise PriceFileError(f"{path}: its name is not UTF-8, as the ledger's text has to be") from error
-    return path if chosen or os.path.lexists(path) else None
+    return path
 
 
 def read_prices(path: Path) -> OwnPrices:

@@ -1,0 +1,140 @@
+"""The audit of one row: what it says, against what upstream told and what the trail says of it.
+
+Room: cli. Imports the messages room, the prices room and the ledger's entries; no click. A row that was never revised
+follows from `usage_raw`; a revised one is what its last revisions left. Whatever else a row says was written by another
+program.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from usage_ledger.ledger.corrections import COUNTS, is_corrected
+from usage_ledger.ledger.money import as_amount
+from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.messages import Counts, State
+from usage_ledger.messages.derive import derived_counts
+from usage_ledger.prices.parts import UnpricedError
+from usage_ledger.prices.pricer import Pricer
+
+_WORTH = ("pending", "missing", "partial", "none", "complete")
+
+Fields = Mapping[str, Any]
+
+
+def folded(revisions: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return what the revisions of one row (their source and `after`) left in it, the last one of each column."""
+    left: dict[str, Any] = {}
+    for _, after in revisions:
+        left |= json.loads(after)
+    return left
+
+
+def told_counts(entry: Entry) -> dict[str, int] | None:
+    """Return the counts that upstream told of a row; None where its `usage_raw` is not what this program writes."""
+    record = entry.record
+    if record.usage_state == State.NONE:
+        return dict.fromkeys(COUNTS, 0)
+    counts = derived_counts(record.usage_raw)
+    if counts is None:
+        return None
+    if record.stop_reason == "refusal" and _fields(counts) != _fields(record):
+        # A refusal that is not billed leaves what came beside it (an advisor, a compaction): its billed iterations.
+        counts = Counts()
+        for each in entry.iterations:
+            if each.billed:
+                counts.add(Counts(*(getattr(each, name, 0) for name in COUNTS)))
+    return _fields(counts)
+
+
+def differences(entry: Entry, left: Fields) -> list[str]:
+    """Return what of a row does not follow from upstream's usage and from what the trail left in it, in words."""
+    record = entry.record
+    if left and _is_replaced(record, left):
+        left = {}
+    found = [
+        f"{name} is {_now(entry, name)!r}, the trail says {value!r}"
+        for name, value in left.items()
+        if _now(entry, name) != value
+    ]
+    told = told_counts(entry)
+    if told is None:
+        found.append("usage_raw is not what upstream told")
+    elif record.review_reason != "multiple_messages" or record.usage_raw is not None:
+        found += [
+            f"{name} is {getattr(record, name)}, upstream told {count}"
+            for name, count in told.items()
+            if name not in left and getattr(record, name) != count
+        ]
+    total = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    if "total_tokens" not in left and record.total_tokens != sum(getattr(record, name) for name in total):
+        found.append(f"total_tokens is {record.total_tokens}, which is not their sum")
+    if "metadata" not in left:
+        found += _flags(record)
+    return found
+
+
+def cost_differs(entry: Entry, pricer: Pricer, sources: Iterable[str]) -> str | None:
+    """Return how a cost is not what its price data say; None where it is, or where these are not at hand."""
+    record = entry.record
+    cost = as_amount(record.total_cost)
+    if record.total_cost is not None and cost is None:
+        return f"total_cost is {record.total_cost!r}, which is no amount"
+    if cost is None or record.price_source is None:
+        return None
+    if record.price_source not in sources:
+        return None
+    try:
+        price = pricer.price(entry)
+    except UnpricedError as error:
+        return f"total_cost is {record.total_cost}, but {error}"
+    if price.source == record.price_source and price.amount != cost:
+        return f"total_cost is {record.total_cost}, by its prices it is {price.amount.normalize():f}"
+    return None
+
+
+def _is_replaced(record: Record, left: Fields) -> bool:
+    """Whether a better row of a proxy has taken the place of the one that was accepted."""
+    state = left.get("usage_state")
+    return (
+        state in _WORTH
+        and record.usage_state in _WORTH
+        and not is_corrected(record)
+        and _WORTH.index(record.usage_state) > _WORTH.index(state)
+    )
+
+
+def _now(entry: Entry, name: str) -> Any:
+    if name == "iteration_costs":
+        return [iteration.total_cost for iteration in entry.iterations]
+    return getattr(entry.record, name, None)
+
+
+def _fields(counted: Counts | Record) -> dict[str, int]:
+    return {name: getattr(counted, name) for name in COUNTS}
+
+
+def _flags(record: Record) -> list[str]:
+    """Return which flags do not follow from a row's state and reason."""
+    try:
+        metadata = json.loads(record.metadata)
+    except (ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        return ["metadata is no JSON object"]
+    flagged = record.review_reason is not None
+    expected = {
+        "_requires_manual_review": flagged,
+        "_no_usage_data": record.usage_state == State.MISSING,
+        "_partial_usage": record.usage_state == State.PARTIAL,
+        "_manually_updated": False,
+        "_accepted": False,
+    }
+    found = [
+        f"metadata {'has' if name in metadata else 'lacks'} {name}"
+        for name, should in expected.items()
+        if (name in metadata) is not should
+    ]
+    if bool(record.requires_manual_review) is not flagged:
+        found.append(f"requires_manual_review is {record.requires_manual_review}, its reason {record.review_reason}")
+    return found

@@ -1,0 +1,96 @@
+"""`usage-ledger verify`: whether the books are what upstream told and what the trail says.
+
+Room: cli. Imports click, the audit and the ledger's reading side. Promises that nothing is changed, and that the first
+broken link of the trail is named.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from usage_ledger.cli.options import filters_from, own_pricer, with_filters, with_ledger, with_prices
+from usage_ledger.cli.output import for_people, on_one_line, progress
+from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.reading import Reader, open_for_reading
+
+if TYPE_CHECKING:
+    from usage_ledger.prices.pricer import Pricer
+
+SHOWN = 100
+"""So many findings are shown; all are counted."""
+
+
+@click.command()
+@with_ledger
+@with_filters
+@with_prices
+def verify(db: Path, price_path: str | None, **filters: Any) -> int:
+    """Check that the books are what upstream told and what the trail says.
+
+    It checks the file itself, the chain of the trail, and each row: an unrevised row follows from the usage that
+    upstream told, a revised one is what its revisions left. Costs are checked where the price data that they name are
+    at hand. A row that was changed by plain SQL is named; give it its revision with `review adopt`. Filters choose
+    among the rows.
+
+    Exit code 0: all is well; 1: something is not; 2: it could not be checked.
+
+    \b
+    Examples:
+      usage-ledger verify
+      usage-ledger verify --db backup.db
+    """
+    out, chosen = for_people(), filters_from(filters)
+    count = 0
+    with open_for_reading(db) as ledger:
+        for finding in _findings(ledger, chosen, own_pricer(price_path, db)):
+            count += 1
+            if count <= SHOWN:
+                out.write(on_one_line(finding, out.encoding) + "\n")
+        rows, entries = ledger.count(chosen), ledger.trail_length()
+    if count > SHOWN:
+        out.write(f"… and {count - SHOWN:,} more\n")
+    out.write(
+        f"{rows:,} row(s) and {entries:,} entries of the trail: {f'{count:,} finding(s)' if count else 'all is well'}\n"
+    )
+    return 1 if count else 0
+
+
+def _findings(ledger: Reader, chosen: Filters, pricer: "Pricer") -> Iterator[str]:
+    for problem in ledger.integrity():
+        yield f"the file is damaged: {problem}"
+    yield from ledger.broken_links()
+    yield from _rows(ledger, chosen, pricer)
+
+
+def _rows(ledger: Reader, chosen: Filters, pricer: "Pricer") -> Iterator[str]:
+    from usage_ledger.cli import audit
+    from usage_ledger.ledger.entries import entries
+    from usage_ledger.prices import listed
+
+    sources = {listed.SOURCE}
+    if pricer.own is not None:
+        sources |= {each.source for each in pricer.own.entries}
+        sources |= {f"{each.source} of {listed.SOURCE}" for each in pricer.own.entries}
+    with progress("verifying", lambda: ledger.count(chosen)) as advance:
+        for page in entries(ledger, chosen):
+            trail = {
+                record_id: [(source, after) for _, source, after in group]
+                for record_id, group in groupby(ledger.afters([each.record.id for each in page]), lambda row: row[0])
+            }
+            for entry in page:
+                record = entry.record
+                try:
+                    left = audit.folded(trail.get(record.id, []))
+                except (ValueError, TypeError):
+                    yield f"row {record.id}: its entries in the trail cannot be read"
+                    continue
+                found = audit.differences(entry, left)
+                cost = audit.cost_differs(entry, pricer, sources)
+                for finding in [*found, *([cost] if cost else [])]:
+                    yield f"row {record.id}: {finding}"
+            advance(len(page))
+    for record_id in ledger.revised_but_gone():
+        yield f"row {record_id}: it is in the trail, and not in the ledger"
