@@ -17,7 +17,8 @@ from usage_ledger.ledger.store import Store
 from wcwidth import wcswidth
 
 FORMS = [["export", "--format", form] for form in ("csv", "json", "ndjson")]
-HELP = [["--help"], ["-h"], ["--version"], ["rows", "--help"], ["export", "--help"]]
+COMMANDS = ["backfill", "export", "price", "review", "rows", "summary", "verify"]
+HELP = [["--help"], ["-h"], ["--version"], *([name, "--help"] for name in COMMANDS)]
 READING = [["rows"], *FORMS]
 
 

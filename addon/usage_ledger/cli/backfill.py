@@ -103,7 +103,7 @@ def backfill(
     """Fill in what upstream billed: one row by options, or many from a CSV file.
 
     FILE has a header; each line finds its row by id, request_id or message_id, and has counts (input_tokens,
-    output_tokens, …) and perhaps a note. An export will do: fill in the counts of what is known and leave the rest.
+    output_tokens, ...) and perhaps a note. An export will do: fill in the counts of what is known and leave the rest.
     Empty cells, and lines without a change, change nothing. All lines are used, or none.
 
     Rows get their total and their cost as well, leave the review queue, and are marked as corrected by hand. Each
@@ -143,7 +143,7 @@ def _refuse(bad: list[str]) -> None:
     for line in bad[:BAD_LINES_SHOWN]:
         click.echo(on_one_line(line), err=True)
     if len(bad) > BAD_LINES_SHOWN:
-        click.echo(f"… and {len(bad) - BAD_LINES_SHOWN} more", err=True)
+        click.echo(f"and {len(bad) - BAD_LINES_SHOWN} more", err=True)
     raise click.ClickException(f"{len(bad)} lines cannot be used, so no row is changed")
 
 

@@ -50,7 +50,7 @@ class _Columns(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--columns",
     type=_Columns(),
-    metavar="NAME[,NAME…]",
+    metavar="NAME[,NAME]...",
     help="Which columns, and in which order. Default: all of them, in the ledger's.",
 )
 @click.option(

@@ -58,7 +58,7 @@ class _Zone(click.ParamType[tzinfo]):
     type=_Groups(),
     default="day",
     show_default=True,
-    metavar="GROUP[,GROUP…]",
+    metavar="GROUP[,GROUP]...",
     help=f"What to add up by: {', '.join(GROUPS)}.",
 )
 @click.option("--tz", "zone", type=_Zone(), help="Whose days and hours, like Europe/Berlin. Default: UTC.")
@@ -158,7 +158,7 @@ def _write_table(found: list[Sums], total: Sums, by: tuple[str, ...], db: Path) 
         ]
 
     out = for_people()
-    lines = [cells(sums, ["–" if key is None else key for key in sums.keys]) for sums in found]
+    lines = [cells(sums, ["(none)" if key is None else key for key in sums.keys]) for sums in found]
     lines.append(cells(total, ["total", *("" for _ in by[1:])]))
     dropped = write_table(
         columns, lines, out, is_marked=lambda number: number < len(found) and found[number].flagged > 0

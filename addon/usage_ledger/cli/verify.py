@@ -51,7 +51,7 @@ def verify(db: Path, price_path: str | None, **filters: Any) -> int:
                 out.write(on_one_line(finding, out.encoding) + "\n")
         rows, entries = ledger.count(chosen), ledger.trail_length()
     if count > SHOWN:
-        out.write(f"… and {count - SHOWN:,} more\n")
+        out.write(f"and {count - SHOWN:,} more\n")
     out.write(
         f"{rows:,} row(s) and {entries:,} entries of the trail: {f'{count:,} finding(s)' if count else 'all is well'}\n"
     )
