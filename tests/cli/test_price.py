@@ -13,8 +13,13 @@ from typing import Any
 
 import genai_prices
 import pytest
+from usage_ledger.cli.price import _made
+from usage_ledger.ledger.editing import open_for_editing
+from usage_ledger.ledger.entries import entries
+from usage_ledger.ledger.filters import UNPRICED, Filters
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
+from usage_ledger.prices.pricer import Pricer
 
 SOURCE = f"genai-prices {genai_prices.__version__}"
 CONTRACT = '[[price]]\nmodel = "claude-*"\nsince = 2026-11-01\nmultiplier = 0.5\n'
@@ -298,6 +303,22 @@ def test_a_price_list_that_cannot_be_loaded_is_one_line(ledger: Path, tmp_path: 
     (tmp_path / "genai_prices.py").write_text("raise ImportError('broken')")
     [line] = price(ledger, code=2, PYTHONPATH=str(tmp_path))
     assert line.startswith("usage-ledger: genai-prices cannot be loaded (broken)")
+
+
+@pytest.mark.parametrize(
+    "column", ["occurred_at", "account_id", "model", "service_tier", "output_tokens", "usage_state", "metadata", "tag"]
+)
+def test_a_row_that_changes_while_it_is_priced_is_left_alone(ledger: Path, column: str) -> None:
+    """Whatever of it changes between reading and writing: the cost was worked out for what it was."""
+    with open_for_editing(ledger) as editor:
+        (page,) = entries(editor, Filters(), UNPRICED)
+        proposed = [(entry, Pricer().price(entry)) for entry in page if entry.record.id in "af"]
+        with closing(sqlite3.connect(ledger)) as connection:
+            value = 5 if column == "output_tokens" else "{}" if column == "metadata" else "other"
+            connection.execute(f"UPDATE usage_records SET {column} = ? WHERE id = 'f'", (value,))
+            connection.commit()
+        assert [entry.record.id for entry, _ in _made(editor, proposed, "")] == ["a"]
+    assert [row[0] for row in trail(ledger)] == ["a"]
 
 
 def test_progress_is_shown_on_a_terminal_alone(ledger: Path) -> None:

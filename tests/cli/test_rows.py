@@ -183,12 +183,13 @@ def test_cells_stand_under_their_headings(ledger: Path) -> None:
 
 
 def test_the_list_price_of_a_subscription_is_told_from_what_is_billed(tmp_path: Path) -> None:
-    costs = {"api_key": "0.001641", "oauth": "0.25", "other": None}
-    told = [record(4 * n, credential_kind=kind, total_cost=cost) for n, (kind, cost) in enumerate(costs.items())]
+    costs = [("api_key", "0.001641"), ("oauth", "0.25"), ("other", None), ("oauth", None)]
+    told = [record(4 * n, credential_kind=kind, total_cost=cost) for n, (kind, cost) in enumerate(costs)]
     lines = shown(fill(tmp_path / "usage.db", *told), columns=80)
     assert [line.split("1234567")[-1].split() for line in lines] == [
         ["0.001641", "complete"],
         ["list", "0.25", "complete"],
+        ["complete"],
         ["complete"],
     ]
 

@@ -171,6 +171,12 @@ def test_a_ledger_that_is_replaced_meanwhile_is_said(ledger: Path) -> None:
         edit()
 
 
+def test_a_change_survives_power_loss_and_waits_for_its_turn(ledger: Path) -> None:
+    with open_for_editing(ledger) as editor:
+        assert editor.connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert editor.connection.execute("PRAGMA busy_timeout").fetchone() == (10_000,)
+
+
 def test_editing_leaves_nothing_behind(ledger: Path) -> None:
     with open_for_editing(ledger) as editor:
         editor.change("price", [change("a", None, "1")])

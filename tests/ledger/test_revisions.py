@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pwd
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -35,7 +36,7 @@ def test_an_entry_says_who_when_why_and_what(connection: sqlite3.Connection) -> 
     [(position, at, by, source, reason, record_id, before, after, _)] = entries(connection)
     assert (position, source, reason, record_id) == (1, "price", "priced", "a")
     assert (before, after) == ('{"total_cost":null}', '{"total_cost":"0.5"}')
-    assert str(by).startswith(f"{pwd.getpwuid(os.getuid()).pw_name}@")
+    assert by == f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
     assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(str(at)) < timedelta(minutes=1)
 
 

@@ -123,7 +123,7 @@ def test_token_columns_are_never_null(tmp_path: Path) -> None:
     assert all(found[name] for name in NEVER_NULL)
 
 
-@pytest.mark.parametrize("table", ["usage_records", "usage_iterations"])
+@pytest.mark.parametrize("table", ["usage_records", "usage_iterations", "usage_revisions"])
 def test_tables_are_strict(tmp_path: Path, table: str) -> None:
     with connect(migrated(tmp_path / "usage.db")) as connection:
         strict = {row[1]: row[5] for row in connection.execute("PRAGMA table_list")}

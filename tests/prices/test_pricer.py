@@ -119,6 +119,12 @@ def test_each_iteration_is_told_what_it_cost_and_the_web_searches_are_the_rows()
     assert [each.total_cost for each in one.iterations] == [None, "0.003", "0"]
 
 
+def test_web_searches_are_priced_under_the_rows_own_model(pricer_of: Any) -> None:
+    pricer = pricer_of(f'[[price]]\nmodel = "claude-opus-*"\n{OWN}web_search = 1000')
+    advised = (iteration(None, 1_000), iteration("claude-opus-5-5", 1_000))
+    assert cost(pricer, "claude-sonnet-4-6", *advised, tokens=(2_000,), web_search_requests=1) == "0.014"
+
+
 def test_iterations_that_say_nothing_leave_the_columns() -> None:
     assert cost(Pricer(), "claude-sonnet-4-6", iteration("claude-opus-9"), tokens=(1_000,)) == "0.003"
 
@@ -134,7 +140,8 @@ def test_a_corrected_row_costs_what_its_columns_say() -> None:
 
 
 def test_where_nothing_is_billed_nothing_is_owed() -> None:
-    assert cost(Pricer(), "claude-sonnet-4-6", iteration(None, 1_000, billed=None)) == "0"
+    price = Pricer().price(entry("claude-sonnet-4-6", iteration(None, 1_000, billed=None)))
+    assert price == Price(Decimal(0), listed.SOURCE, (None,))
 
 
 SERVER_TOOLS = '{"input_tokens": 1, "server_tool_use": {"web_search_requests": 0}}'

@@ -19,15 +19,21 @@ STATES = ("pending", "complete", "partial", "missing", "none")
 
 
 class Moment(click.ParamType[str]):
-    """A date, a time or a span ago, as a ledger time."""
+    """A date, a time or a span ago, as a ledger time; where it `begins` a span, not one that is still to come."""
 
     name = "when"
 
+    def __init__(self, begins: bool = False) -> None:
+        self._begins = begins
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return as_moment(str(value))
+            moment = as_moment(str(value))
         except ValueError:
             self.fail(f"{value!r} is not a time; say 2026-11-01, 2026-11-01T08:30+01:00, 90m, 24h or 7d", param, ctx)
+        if self._begins and moment > as_moment("0s"):
+            self.fail(f"{value!r} is in the future, and there are no rows of then", param, ctx)
+        return moment
 
 
 class Words(click.ParamType[str]):
@@ -64,7 +70,7 @@ def with_filters[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     """Add the shared filters; the command gets them as keywords for `filters_from`."""
     for option in reversed(
         (
-            click.option("--since", type=Moment(), help="From this time on: 2026-11-01, 24h, 7d (UTC)."),
+            click.option("--since", type=Moment(begins=True), help="From this time on: 2026-11-01, 24h, 7d (UTC)."),
             click.option("--until", type=Moment(), help="Before this time (UTC)."),
             click.option(
                 "--account", "accounts", type=Words(), multiple=True, help="An account; * stands for any characters."

@@ -15,6 +15,7 @@ import click
 from usage_ledger.cli.changes import make_changes, open_to_change
 from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line, progress
+from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.filters import FINAL, UNPRICED, Filters
 from usage_ledger.ledger.money import EXACT, Books, as_amount, as_text
 from usage_ledger.ledger.reading import Reader
@@ -25,28 +26,6 @@ if TYPE_CHECKING:
 
 REASONS_LIMIT = 20
 """So many reasons why rows stay unpriced are shown; names of models come from outside."""
-
-PRICED_BY = (
-    "occurred_at",
-    "account_id",
-    "model",
-    "service_tier",
-    "inference_geo",
-    "speed",
-    "input_tokens",
-    "output_tokens",
-    "cache_creation_input_tokens",
-    "cache_creation_5m_input_tokens",
-    "cache_creation_1h_input_tokens",
-    "cache_read_input_tokens",
-    "web_search_requests",
-    "usage_state",
-    "review_reason",
-    "metadata",
-    "total_cost",
-    "price_source",
-)
-"""The columns a cost comes from, and those it goes to: a row in which one has changed meanwhile is left alone."""
 
 
 @dataclass
@@ -137,7 +116,7 @@ def _made(ledger: Reader, proposed: "list[tuple[Entry, Price]]", note: str) -> "
         Change(
             entry.record.id,
             note or f"priced by {new.source}",
-            expected={name: getattr(entry.record, name) for name in PRICED_BY},
+            expected={name: getattr(entry.record, name) for name in COLUMNS},
             after={"total_cost": as_text(new.amount), "price_source": new.source},
             iteration_costs=[
                 (iteration.position, None if part is None else as_text(part))
