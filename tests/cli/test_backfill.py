@@ -112,7 +112,7 @@ def test_one_row_by_options(ledger: Path, key: tuple[str, str]) -> None:
     found = row(ledger, "b")
     assert (found["total_tokens"], found["total_cost"], found["requires_manual_review"]) == (1200, "0.006", 0)
     assert (found["usage_state"], found["review_reason"]) == ("partial", "no_usage_data")
-    assert json.loads(found["metadata"]) == {"_no_usage_data": True, "_manually_updated": True}
+    assert json.loads(found["metadata"]).keys() == {"_no_usage_data", "_manually_updated", "_manually_updated_at"}
     assert trail(ledger) == [("b", "backfill", "invoice 7")]
 
 
@@ -167,6 +167,34 @@ def test_rows_that_upstream_told_are_refused_without_force(ledger: Path) -> None
     assert "still in flight" in line
 
 
+def test_options_settle_a_flagged_row_whose_counts_are_right(ledger: Path) -> None:
+    assert done(ledger, "--id", "b", "--input-tokens", "10")[-1].startswith("changed 1 of 1")
+    assert row(ledger, "b")["requires_manual_review"] == 0
+    assert done(ledger, "--id", "b", "--input-tokens", "10")[-1].startswith("changed 0 of 1")
+
+
+def test_an_old_export_does_not_undo_what_came_since(ledger: Path, tmp_path: Path) -> None:
+    """What upstream told meanwhile, and what another filled in (of a model without a price, so no cost tells)."""
+    sheets = []
+    for id_ in "bf":
+        done(ledger, "--id", "f", "--input-tokens", "5") if id_ == "f" else None
+        exported = run(ledger, "--state", "partial" if id_ == "b" else "missing", command="export").stdout
+        (one,) = [each for each in csv.DictReader(io.StringIO(exported, newline="")) if each["id"] == id_]
+        path = tmp_path / f"{id_}.csv"
+        with path.open("w", newline="") as file:
+            lines = csv.DictWriter(file, one)
+            lines.writeheader()
+            lines.writerow(one | {"output_tokens": "300"})
+        sheets.append(str(path))
+    better = FLAGGED | {"usage_state": "partial", "input_tokens": 2_000, "total_tokens": 2_000, "usage_raw": "{}"}
+    with closing(Store(ledger, "normal", "abc")) as store:
+        store.write([Entry(record("b", **better))], [])
+    done(ledger, "--id", "f", "--input-tokens", "999")
+    for sheet_path in sheets:
+        [line] = refused(ledger, sheet_path)
+        assert "has changed since it was exported" in line
+
+
 BAD = {
     "a count that is no number": ("id,input_tokens\na,many\n", 2, "input_tokens is 'many'"),
     "a negative count": ("id,input_tokens\na,-5\n", 2, "input_tokens is '-5'"),
@@ -183,6 +211,13 @@ BAD = {
     "no row at all": ("id,request_id,input_tokens\n,,5\n", 2, "it says no row"),
     "two rows for one request": ("request_id,input_tokens\nreq_a,5\n", 2, "2 rows have the request_id req_a"),
     "a row twice": ("id,request_id,input_tokens\nb,,5\n,req_b,6\n", 3, "an earlier line is about the same row"),
+    "a row that is not the request": (
+        "id,request_id,input_tokens\nb,req_c,5\n",
+        2,
+        "does not have the request_id req_c",
+    ),
+    "a row twice with what it has": ("id,input_tokens\nb,10\nb,50\n", 3, "an earlier line is about the same row"),
+    "zeros before a count beyond all": (f"id,input_tokens\na,{'0' * 9}{'7' * 19}\n", 2, "which is no count"),
     "too few cells": ("id,input_tokens\na\n", 2, "more or fewer cells"),
     "too many cells": ("id,input_tokens\na,1,2\n", 2, "more or fewer cells"),
     "a row of another time": ("id,occurred_at,input_tokens\na,2027-01-01T00:00:00.000Z,5\n", 2, "occurred_at is 2026"),
@@ -219,6 +254,7 @@ def test_all_bad_lines_are_told(ledger: Path, tmp_path: Path) -> None:
         (b"id,id,input_tokens\na,a,5\n", "a column is there twice"),
         (b"id,input_tokens\na,\xff\n", "not UTF-8"),
         (b'id,input_tokens\na,"5\n', "it is not CSV"),
+        (b"id;input_tokens\na;5\n", "separated by semicolons"),
         (b'id,input_tokens\na,"5"x\n', "it is not CSV"),
         (None, "No such file"),
     ],

@@ -319,9 +319,12 @@ def test_what_cannot_be_written_leaves_the_old_file_and_no_other(tmp_path: Path)
         (("--output", "/nowhere/usage.csv"), "No such file"),
         (("--output", "/"), "directory"),
         (("--output", "/dev/null"), "is not a file"),
+        (("--output", "LEDGER"), "is the ledger itself"),
+        (("--output", "LEDGER-wal"), "is the ledger itself"),
     ],
 )
 def test_what_cannot_be_meant_so_is_one_line(ledger: Path, arguments: tuple[str, ...], says: str) -> None:
+    arguments = tuple(each.replace("LEDGER", str(ledger)) for each in arguments)
     done = subprocess.run(command(ledger, *arguments), capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert says in done.stderr

@@ -1,7 +1,10 @@
 """`usage-ledger review`: the queue, one row in full, settling rows as they are, and the report for upstream."""
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -104,6 +107,30 @@ def test_what_cannot_be_accepted_is_one_line_and_changes_nothing(ledger: Path, a
     before = state(ledger)
     assert len(review(ledger, "accept", *arguments, code=2)) == 1
     assert state(ledger) == before
+
+
+def test_a_reader_that_leaves_leaves_no_half_undone(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    with closing(Store(path, "normal", "abc")) as store:
+        store.write([Entry(record(f"{number:05}", **FLAGGED)) for number in range(3_000)], [])
+    ours, theirs = os.pipe()
+    os.close(ours)
+    arguments = [
+        sys.executable,
+        "-m",
+        "usage_ledger",
+        "review",
+        "accept",
+        "--db",
+        str(path),
+        "--flagged",
+        "--note",
+        "x",
+    ]
+    done = subprocess.run(arguments, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(trail(path)) == 3_000
 
 
 def test_a_better_row_replaces_an_accepted_one(ledger: Path) -> None:

@@ -33,7 +33,7 @@ def ledger(tmp_path: Path) -> Path:
         Entry(record("c", **usage(input_tokens=7), total_cost="9", price_source="other prices 1")),
         Entry(record("d", **usage(input_tokens=8) | {"usage_raw": with_iteration(8)}), iterations),
         Entry(record("e", **FLAGGED | usage(input_tokens=5) | {"usage_state": "partial", "metadata": PARTIAL})),
-        Entry(record("f", usage_state="none", total_cost="0", usage_raw='{"input_tokens":9}')),
+        Entry(record("f", usage_state="none", http_status=429, total_cost="0", usage_raw='{"input_tokens":9}')),
         Entry(record("g")),
     ]
     with closing(Store(path, "normal", "abc")) as store:
@@ -94,6 +94,17 @@ def test_an_accepted_row_that_a_better_one_replaced_is_well(ledger: Path) -> Non
     assert verify(ledger) == []
 
 
+def test_an_accepted_row_that_a_larger_bound_replaced_and_that_was_filled_in_then_is_well(ledger: Path) -> None:
+    run(ledger, "accept", "--flagged", "--note", "x", command="review")
+    with closing(Store(ledger, "normal", "abc")) as store:
+        larger = usage(input_tokens=50) | {"usage_state": "partial", "metadata": PARTIAL}
+        store.write([Entry(record(id_, **FLAGGED | larger)) for id_ in "ae"], [])
+    assert row(ledger, "e")["total_tokens"] == 50
+    assert verify(ledger) == []
+    done(ledger, "--id", "a", "--output-tokens", "5")
+    assert verify(ledger) == []
+
+
 EDITS = {
     "input_tokens = 5": "input_tokens is 5",
     "total_tokens = 5": "total_tokens is 5, which is not their sum",
@@ -106,6 +117,10 @@ EDITS = {
     "usage_raw = NULL": "input_tokens is 1000, upstream told 0",
     "usage_raw = '{\"input_tokens\":-5}'": "usage_raw is not what upstream told",
     "model = 'claude-opus-9'": "total_cost is 0.003, but",
+    "price_source = NULL": "nothing says by which prices",
+    "usage_state = 'partial', metadata = '{\"_partial_usage\":true}'": "it is partial, and has no review_reason",
+    "usage_state = 'none', input_tokens = 0, total_tokens = 0": "nothing says why nothing is billed",
+    "review_reason = 'multiple_messages', usage_raw = NULL": "input_tokens is 1000, upstream told 0",
 }
 
 
@@ -133,6 +148,15 @@ def test_what_an_iteration_cost_is_part_of_the_trail(ledger: Path) -> None:
     assert any("row d: iteration_costs is ['5']" in finding for finding in verify(ledger))
 
 
+def test_what_an_iteration_cost_is_checked_where_the_trail_says_nothing_of_it(tmp_path: Path) -> None:
+    iterations = [IterationRow("d", 0, "message", None, 1, input_tokens=8, total_cost="5")]
+    fields = usage(input_tokens=8) | {"usage_raw": with_iteration(8)}
+    one = Entry(record("d", **fields, total_cost="0.000024", price_source=source()), iterations)
+    with closing(Store(tmp_path / "usage.db", "normal", "abc")) as store:
+        store.write([one], [])
+    assert verify(tmp_path / "usage.db") == ["row d: what its iterations cost is not what their prices say"]
+
+
 TAMPERED = {
     "UPDATE usage_revisions SET reason = 'another' WHERE position = 2": "trail: entry 2 (backfill, row a, ",
     "UPDATE usage_revisions SET after = '{}' WHERE position = 1": "trail: entry 1 (backfill, row a, ",
@@ -148,9 +172,9 @@ def test_the_first_broken_link_of_the_trail_is_named(ledger: Path, statement: st
         done(ledger, "--id", "a", "--input-tokens", count)
     for trigger in ("stay", "remain", "follow"):
         change(ledger, f"DROP TRIGGER usage_revisions_{trigger}")
-    assert verify(ledger) == []
+    assert len(verify(ledger)) == 3  # the triggers that are gone
     change(ledger, statement)
-    assert verify(ledger)[0].startswith(TAMPERED[statement])
+    assert verify(ledger)[3].startswith(TAMPERED[statement])
 
 
 def test_a_revised_row_that_is_gone_is_named(ledger: Path) -> None:
@@ -202,6 +226,8 @@ def test_what_cannot_be_adopted_is_one_line(ledger: Path) -> None:
         result = run(ledger, "adopt", id_, "--note", "x", command="review")
         assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
         assert says in result.stderr
+    change(ledger, "UPDATE usage_records SET usage_raw = '{bad' WHERE id = 'c'")
+    assert "usage_raw is not what upstream told" in run(ledger, "adopt", "c", "--note", "x", command="review").stderr
     change(ledger, "UPDATE usage_records SET input_tokens = -5 WHERE id = 'b'")
     before = state(ledger)
     assert "cannot be adopted" in run(ledger, "adopt", "b", "--note", "x", command="review").stderr

@@ -33,8 +33,10 @@ def test_a_correction_sets_counts_and_total_and_clears_the_flag() -> None:
     after = corrected(record(), input_tokens=5, output_tokens=7, cache_read_input_tokens=11)
     assert after["total_tokens"] == 23
     assert after["requires_manual_review"] == 0
-    assert json.loads(after["metadata"]) == {"_no_usage_data": True, "user_agent": "x", "_manually_updated": True}
-    assert not after.keys() & {"usage_state", "review_reason"}
+    metadata = json.loads(after["metadata"])
+    assert metadata.pop("_manually_updated_at").endswith("Z")
+    assert metadata == {"_no_usage_data": True, "user_agent": "x", "_manually_updated": True}
+    assert (after["usage_state"], "review_reason" in after) == ("missing", False)
     assert set(COUNTS) <= after.keys()
 
 
@@ -99,4 +101,5 @@ def test_an_acceptance_only_clears_the_flag() -> None:
 
 @pytest.mark.parametrize("metadata", ["{bad", "[1]", ""])
 def test_metadata_that_another_program_broke_is_begun_anew(metadata: str) -> None:
-    assert json.loads(corrected(record(metadata=metadata), input_tokens=1)["metadata"]) == {"_manually_updated": True}
+    begun = json.loads(corrected(record(metadata=metadata), input_tokens=1)["metadata"])
+    assert begun.keys() == {"_manually_updated", "_manually_updated_at"}

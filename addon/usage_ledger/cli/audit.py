@@ -17,8 +17,6 @@ from usage_ledger.messages.derive import derived_counts
 from usage_ledger.prices.parts import UnpricedError
 from usage_ledger.prices.pricer import Pricer
 
-_WORTH = ("pending", "missing", "partial", "none", "complete")
-
 Fields = Mapping[str, Any]
 
 
@@ -50,7 +48,7 @@ def told_counts(entry: Entry) -> dict[str, int] | None:
 def differences(entry: Entry, left: Fields) -> list[str]:
     """Return what of a row does not follow from upstream's usage and from what the trail left in it, in words."""
     record = entry.record
-    if left and _is_replaced(record, left):
+    if _is_replaced(record, left):
         left = {}
     found = [
         f"{name} is {_now(entry, name)!r}, the trail says {value!r}"
@@ -60,7 +58,7 @@ def differences(entry: Entry, left: Fields) -> list[str]:
     told = told_counts(entry)
     if told is None:
         found.append("usage_raw is not what upstream told")
-    elif record.review_reason != "multiple_messages" or record.usage_raw is not None:
+    else:
         found += [
             f"{name} is {getattr(record, name)}, upstream told {count}"
             for name, count in told.items()
@@ -80,14 +78,17 @@ def cost_differs(entry: Entry, pricer: Pricer, sources: Iterable[str]) -> str | 
     cost = as_amount(record.total_cost)
     if record.total_cost is not None and cost is None:
         return f"total_cost is {record.total_cost!r}, which is no amount"
-    if cost is None or record.price_source is None:
-        return None
-    if record.price_source not in sources:
+    if cost is not None and record.price_source is None and record.usage_state != State.NONE:
+        return f"total_cost is {record.total_cost}, and nothing says by which prices"
+    if cost is None or record.price_source is None or record.price_source not in sources:
         return None
     try:
         price = pricer.price(entry)
     except UnpricedError as error:
         return f"total_cost is {record.total_cost}, but {error}"
+    parts = tuple(as_amount(iteration.total_cost) for iteration in entry.iterations)
+    if price.source == record.price_source and any(parts) and parts != price.parts:
+        return "what its iterations cost is not what their prices say"
     if price.source == record.price_source and price.amount != cost:
         return f"total_cost is {record.total_cost}, by its prices it is {price.amount.normalize():f}"
     return None
@@ -95,13 +96,8 @@ def cost_differs(entry: Entry, pricer: Pricer, sources: Iterable[str]) -> str | 
 
 def _is_replaced(record: Record, left: Fields) -> bool:
     """Whether a better row of a proxy has taken the place of the one that was accepted."""
-    state = left.get("usage_state")
-    return (
-        state in _WORTH
-        and record.usage_state in _WORTH
-        and not is_corrected(record)
-        and _WORTH.index(record.usage_state) > _WORTH.index(state)
-    )
+    accepted = '"_accepted":true' in str(left.get("metadata"))
+    return accepted and not is_corrected(record) and '"_accepted"' not in record.metadata
 
 
 def _now(entry: Entry, name: str) -> Any:
@@ -135,6 +131,11 @@ def _flags(record: Record) -> list[str]:
         for name, should in expected.items()
         if (name in metadata) is not should
     ]
+    if record.usage_state in (State.MISSING, State.PARTIAL) and not flagged:
+        found.append(f"it is {record.usage_state}, and has no review_reason")
+    nothing_billed = (record.http_status or 0) >= 400 or record.stop_reason == "refusal" or "_not_sent" in metadata
+    if record.usage_state == State.NONE and not nothing_billed:
+        found.append("it is none, and nothing says why nothing is billed")
     if bool(record.requires_manual_review) is not flagged:
         found.append(f"requires_manual_review is {record.requires_manual_review}, its reason {record.review_reason}")
     return found

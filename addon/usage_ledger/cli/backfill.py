@@ -34,7 +34,10 @@ COUNTS = (
     *("web_search_requests", "web_fetch_requests"),
 )
 
-_COMPARED = ("occurred_at", "usage_state", "requires_manual_review", "review_reason", "metadata", "total_cost")
+_COMPARED = (
+    *("occurred_at", "completed_at", "usage_state", "requires_manual_review", "review_reason", "metadata"),
+    *("total_cost", "usage_raw", "response_bytes"),
+)
 """Columns of an export in which a row may not have changed since; the counts are for the person to change."""
 
 BAD_LINES_SHOWN = 20
@@ -42,14 +45,18 @@ BAD_LINES_SHOWN = 20
 
 @dataclass
 class _Line:
-    """One line of a file, or what the options say: which row, and which counts."""
+    """One line of a file, or what the options say: which row, and which counts.
+
+    `keys` are the names that it calls its row by, the one that finds it first. What `confirms` settles a flagged row
+    also where the counts are those it has.
+    """
 
     place: str
-    key: str
-    value: str
+    keys: dict[str, str]
     counts: dict[str, int]
     note: str
     exported: dict[str, str]
+    confirms: bool = False
 
 
 class _LineError(Exception):
@@ -126,7 +133,7 @@ def backfill(
         if len(keys) != 1 or not given:
             raise click.UsageError("give a FILE, or one of --id, --request-id and --message-id with counts")
         ((key, value),) = keys.items()
-        lines, bad = [_Line(f"{key} {value}", key, value, given, note, {})], []
+        lines, bad = [_Line(f"{key} {value}", keys, given, note, {}, confirms=True)], []
     with open_to_change(db, dry_run) as ledger:
         changes, more_bad = _changes(lines, ledger, own_pricer(price_path, db), force)
         _refuse([*bad, *more_bad])
@@ -160,6 +167,8 @@ def _read(path: Path, note: str) -> tuple[list[_Line], list[str]]:
         try:
             _check_header(path, rows.fieldnames or [])
             for row in rows:
+                if not any(row.values()):
+                    continue  # what spreadsheets leave at the end
                 place = f"{path}:{rows.line_num}"
                 try:
                     lines.append(_line(place, row, note))
@@ -168,13 +177,15 @@ def _read(path: Path, note: str) -> tuple[list[_Line], list[str]]:
         except UnicodeDecodeError as error:
             raise click.ClickException(f"{path}: it is not UTF-8 text: {error}") from error
         except csv.Error as error:
-            raise click.ClickException(f"{path}:{rows.line_num}: it is not CSV: {error}") from error
+            raise click.ClickException(f"{path}: after line {rows.line_num}: it is not CSV: {error}") from error
     return lines, bad
 
 
 def _check_header(path: Path, names: Any) -> None:
     known = {*COLUMNS, "note"}
     for name in names:
+        if name not in known and ";" in name:
+            raise click.ClickException(f"{path}: its cells are separated by semicolons; save it with commas")
         if name not in known:
             raise click.ClickException(f"{path}: unknown column {name!r}; there are those of an export, and note")
     if len(set(names)) < len(names):
@@ -188,13 +199,12 @@ def _check_header(path: Path, names: Any) -> None:
 def _line(place: str, row: Mapping[str | None, Any], note: str) -> _Line:
     if None in row or None in row.values():
         raise _LineError("it has more or fewer cells than the header")
-    key = next((name for name in KEYS if row.get(name)), None)
-    if key is None:
+    keys = {name: _unescaped(row[name]) for name in KEYS if row.get(name)}
+    if not keys:
         raise _LineError(f"it says no row; give its {', '.join(KEYS[:-1])} or {KEYS[-1]}")
     return _Line(
         place,
-        key,
-        _unescaped(row[key]),
+        keys,
         {name: _count(name, row[name]) for name in COUNTS if row.get(name, "").strip()},
         _unescaped(row.get("note") or "") or note,
         {name: _unescaped(row[name]) for name in _COMPARED if name in row},
@@ -210,7 +220,9 @@ def _count(name: str, cell: str) -> int:
     text = cell.strip()
     if not text.isascii() or not text.isdigit():
         raise _LineError(f"{name} is {text!r}, which is no whole number from 0 on")
-    return int(text[:30])
+    if len(text.lstrip("0")) > 18:
+        raise _LineError(f"{name} is {text[:30]}, which is no count")
+    return int(text)
 
 
 # The rows.
@@ -222,39 +234,50 @@ def _changes(lines: list[_Line], ledger: Reader, pricer: "Pricer", force: bool) 
 
     found: dict[tuple[str, str], list[Entry]] = {}
     for key in KEYS:
-        values = [line.value for line in lines if line.key == key]
+        values = [line.keys[key] for line in lines if next(iter(line.keys)) == key]
         for entry in entries_by(ledger, key, values) if values else []:
             found.setdefault((key, getattr(entry.record, key)), []).append(entry)
-    changes: dict[str, Change] = {}
+    changes: list[Change] = []
     bad = []
+    seen: set[str] = set()
     for line in lines:
         try:
-            change = _change(line, found.get((line.key, line.value), []), pricer, force)
-            if change is not None and change.record_id in changes:
+            entry = _row(line, found.get(next(iter(line.keys.items())), []))
+            if entry.record.id in seen:
                 raise _LineError("an earlier line is about the same row")
+            seen.add(entry.record.id)
+            change = _change(line, entry, pricer, force)
         except _LineError as error:
             bad.append(f"{line.place}: {error}")
         else:
-            if change is not None:
-                changes[change.record_id] = change
-    return list(changes.values()), bad
+            changes += [] if change is None else [change]
+    return changes, bad
 
 
-def _change(line: _Line, entries: list["Entry"], pricer: "Pricer", force: bool) -> "Change | None":
+def _row(line: _Line, entries: list["Entry"]) -> "Entry":
+    """Return the one row that a line is about."""
+    key, value = next(iter(line.keys.items()))
+    if not entries:
+        raise _LineError(f"there is no row with the {key} {value}")
+    if len(entries) > 1:
+        raise _LineError(f"{len(entries)} rows have the {key} {value}; say which by its id")
+    for name, said in line.keys.items():
+        if said != getattr(entries[0].record, name):
+            raise _LineError(f"the row with the {key} {value} does not have the {name} {said}")
+    return entries[0]
+
+
+def _change(line: _Line, entry: "Entry", pricer: "Pricer", force: bool) -> "Change | None":
     """Return what a line changes; None where the row is what the line says already."""
     from usage_ledger.ledger import corrections
 
-    if not entries:
-        raise _LineError(f"there is no row with the {line.key} {line.value}")
-    if len(entries) > 1:
-        raise _LineError(f"{len(entries)} rows have the {line.key} {line.value}; say which by its id")
-    (entry,) = entries
     record = entry.record
     try:
         counts = corrections.with_counts(record, line.counts)
     except ValueError as error:
         raise _LineError(str(error)) from error
-    if all(getattr(record, name) == count for name, count in counts.items()):
+    is_so = all(getattr(record, name) == count for name, count in counts.items())
+    if is_so and not (line.confirms and record.requires_manual_review):
         return None
     for name, cell in line.exported.items():
         now = getattr(record, name)

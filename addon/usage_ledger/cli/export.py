@@ -77,8 +77,19 @@ def export(db: Path, form: str, columns: tuple[str, ...] | None, output: Path | 
         if output is None:
             _write(found, names, form, for_programs())
             return
+        if _is_part_of(output, db):
+            raise click.ClickException(f"{output} is the ledger itself; name another file")
         with whole_file(output) as out, progress("writing", lambda: ledger.count(chosen)) as advance:
             _write(_counted(found, advance), names, form, out)
+
+
+def _is_part_of(output: Path, db: Path) -> bool:
+    """Whether a file is the ledger or one of SQLite's beside it."""
+    ledger = db.resolve()
+    parts = [ledger, *(ledger.with_name(ledger.name + ending) for ending in ("-wal", "-shm"))]
+    return output.resolve() in parts or any(
+        each.exists() and output.exists() and output.samefile(each) for each in parts
+    )
 
 
 def _counted(rows: Iterable[tuple[Any, ...]], advance: Any) -> Iterator[tuple[Any, ...]]:

@@ -15,15 +15,15 @@ from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filte
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.columns import COLUMNS
-from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.filters import CORRECTED, Filters
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
 if TYPE_CHECKING:
     from usage_ledger.ledger.editing import Change
 
 FLAGGED = "requires_manual_review = 1"
-CAME_WITHOUT = "usage_state = 'missing' AND review_reason IS NOT 'body_not_captured'"
-"""SQL: requests of which upstream told no usage; of a body that was not captured nobody knows."""
+CAME_WITHOUT = f"usage_state = 'missing' AND review_reason IS NOT 'body_not_captured' AND NOT {CORRECTED}"
+"""SQL: requests of which upstream told no usage (of a body that was not captured nobody knows), nor a person since."""
 
 _ENDINGS = {
     "no_usage_data": "ended normally",
@@ -174,15 +174,15 @@ def accept(db: Path, ids: tuple[str, ...], note: str, dry_run: bool, **filters: 
         raise click.UsageError("give ids, or filters (--flagged for all), and not both")
     if not note.strip():
         raise click.UsageError("--note says why, and cannot be empty")
-    count = 0
-    out = for_people()
+    accepted = []
     with open_to_change(db, dry_run) as ledger:
         for changes in _acceptances(ledger, ids, chosen, note):
-            make_changes(ledger, "review", changes, all_or_none=True)
-            count += len(changes)
-            for change in changes:
-                out.write(on_one_line(f"{change.record_id} {change.expected['review_reason']}", out.encoding) + "\n")
-        out.write(f"{'would accept' if dry_run else 'accepted'} {count:,} row(s)\n")
+            made = make_changes(ledger, "review", changes, all_or_none=bool(ids))
+            accepted += [(each.record_id, each.expected["review_reason"]) for each in changes if each.record_id in made]
+    out = for_people()  # only now: a reader that has enough must not leave the half undone
+    for record_id, reason in accepted:
+        out.write(on_one_line(f"{record_id} {reason}", out.encoding) + "\n")
+    out.write(f"{'would accept' if dry_run else 'accepted'} {len(accepted):,} row(s)\n")
 
 
 def _acceptances(ledger: Reader, ids: tuple[str, ...], chosen: Filters, note: str) -> Any:
@@ -231,9 +231,13 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, dry_run: bool) 
             raise click.ClickException(f"there is no row with the id {id_}")
         (entry,) = found
         left = audit.folded([(source, after) for _, source, after in ledger.afters([id_])])
+        told = audit.told_counts(entry)
+        if told is None:
+            raise click.ClickException(f"row {id_} cannot be adopted: its usage_raw is not what upstream told")
         if not audit.differences(entry, left):
-            raise click.ClickException(f"row {id_} is what upstream and the trail say; there is nothing to adopt")
-        told = audit.told_counts(entry) or {}
+            raise click.ClickException(
+                f"row {id_} is what upstream and the trail say; there is nothing to adopt (costs are set by price)"
+            )
         before = {name: left.get(name, told.get(name)) for name in COUNTS}
         try:
             counts = with_counts(entry.record, {name: getattr(entry.record, name) for name in COUNTS})

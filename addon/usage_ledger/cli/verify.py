@@ -33,7 +33,7 @@ def verify(db: Path, price_path: str | None, **filters: Any) -> int:
     It checks the file itself, the chain of the trail, and each row: an unrevised row follows from the usage that
     upstream told, a revised one is what its revisions left. Costs are checked where the price data that they name are
     at hand. A row that was changed by plain SQL is named; give it its revision with `review adopt`. Filters choose
-    among the rows.
+    among the rows. Nobody can prove from the file alone that no unrevised row, and no end of the trail, was cut off.
 
     Exit code 0: all is well; 1: something is not; 2: it could not be checked.
 
@@ -75,10 +75,16 @@ def _rows(ledger: Reader, chosen: Filters, pricer: "Pricer") -> Iterator[str]:
         sources |= {each.source for each in pricer.own.entries}
         sources |= {f"{each.source} of {listed.SOURCE}" for each in pricer.own.entries}
     with progress("verifying", lambda: ledger.count(chosen)) as advance:
-        for page in entries(ledger, chosen):
+        pages = entries(ledger, chosen)
+        while True:
+            with ledger.snapshot():  # rows and their trail as they are at one moment
+                page = next(pages, None)
+                if page is None:
+                    break
+                afters = ledger.afters([each.record.id for each in page])
             trail = {
                 record_id: [(source, after) for _, source, after in group]
-                for record_id, group in groupby(ledger.afters([each.record.id for each in page]), lambda row: row[0])
+                for record_id, group in groupby(afters, lambda row: row[0])
             }
             for entry in page:
                 record = entry.record

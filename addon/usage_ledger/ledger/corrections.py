@@ -6,12 +6,14 @@ in the review queue any more. A better row of a proxy still replaces an accepted
 """
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.editing import Change
+from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.record import Entry, Record
 
 COUNTS = (
@@ -30,7 +32,9 @@ COUNTS = (
 COUNT_LIMIT = 10**15
 """A count above this is not a count (SQLite's integers end at 9.2e18, and sums must fit as well)."""
 
-_CORRECTED = (*COUNTS, "total_tokens", "requires_manual_review", "metadata", "total_cost", "price_source")
+_CORRECTED = (
+    *(*COUNTS, "total_tokens", "usage_state", "requires_manual_review", "metadata", "total_cost", "price_source"),
+)
 _ACCEPTED = ("requires_manual_review", "metadata", "usage_state")
 
 
@@ -65,6 +69,7 @@ def correction(entry: Entry, counts: Mapping[str, int], reason: str, price: Call
     if split != counts["cache_creation_input_tokens"]:
         metadata["_cache_split_unknown"] = True
     metadata["_manually_updated"] = True
+    metadata["_manually_updated_at"] = format_moment(datetime.now(UTC))  # so that an export tells it from the next one
     total = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     new = Entry(
         msgspec.structs.replace(

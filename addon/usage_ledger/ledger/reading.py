@@ -208,6 +208,10 @@ class Reader:
         """Name the first entry of the trail that does not follow from the one before; nothing where all do."""
         if not self._has_trail():
             return
+        triggers = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+        for name in revisions.TRIGGERS:
+            if name not in triggers:
+                yield f"trail: its trigger {name} is gone, so that it could be changed"
         link = ""
         names = ", ".join(revisions.COLUMNS)
         told = self.connection.execute(f"SELECT {names} FROM usage_revisions ORDER BY position")
@@ -220,6 +224,15 @@ class Reader:
             if link != found:
                 yield f"trail: entry {number} ({source}, row {record_id}, {at}) is not what its hash vouches for"
                 return
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read all at one moment, whatever others write meanwhile."""
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.execute("COMMIT")
 
     def integrity(self) -> list[str]:
         """Return what SQLite finds wrong with the file."""

@@ -20,6 +20,9 @@ from usage_ledger.ledger.filters import format_moment
 
 COLUMNS = ("position", "revised_at", "revised_by", "source", "reason", "record_id", "before", "after", "hash")
 
+TRIGGERS = ("usage_revisions_stay", "usage_revisions_remain", "usage_revisions_follow")
+"""What lets nothing be changed, removed or inserted."""
+
 Values = Mapping[str, str | int | list[str | None] | None]
 """Columns of a row and what they hold; `iteration_costs` has `usage_iterations.total_cost` in the iterations' order."""
 
