@@ -142,7 +142,7 @@ def test_fast_mode_has_prices_of_its_own(model: str, expected: str) -> None:
 @pytest.mark.parametrize(("model", "standard"), BY_HAND)
 def test_a_batch_costs_half_for_every_model_and_at_any_time(model: str, standard: str) -> None:
     """The price list has batch prices for the models of its day only; for the others the published rule holds."""
-    for moment in (MOMENT, "2026-10-01T00:00:00.000Z"):
+    for moment in (MOMENT, "2026-10-13T00:00:00.000Z"):
         assert Decimal(cost(model, tokens=ALL_KINDS, service_tier="batch", occurred_at=moment)) * 2 == Decimal(standard)
 
 
@@ -188,6 +188,20 @@ def test_a_request_costs_what_it_did_on_its_day(model: str, day: str, expected: 
 )
 def test_dated_names_and_those_of_other_clouds_are_known(name: str) -> None:
     assert listed.knows(name)
+
+
+@pytest.mark.parametrize(
+    ("day", "tier", "expected"),
+    [
+        ("2026-10-06", "standard", "0.2"),
+        ("2026-10-07", "standard", "0.1"),
+        ("2026-10-06", "batch", "0.1"),
+        ("2026-10-07", "batch", "0.05"),
+    ],
+)
+def test_cache_reads_of_sonnet_5_5_cost_twice_as_much_before_they_were_cut(day: str, tier: str, expected: str) -> None:
+    moment = f"{day}T08:00:00.000Z"
+    assert cost("claude-sonnet-5-5", tokens=(0, 0, 0, 0, 10**6), occurred_at=moment, service_tier=tier) == expected
 
 
 def test_each_iteration_is_priced_alone_under_its_own_model() -> None:

@@ -39,6 +39,12 @@ def test_own_prices_take_precedence_and_say_so(pricer_of: Any) -> None:
     assert other == Price(Decimal("0.001"), listed.SOURCE)
 
 
+def test_a_subscription_carries_the_list_price_whatever_a_contract_says(pricer_of: Any) -> None:
+    pricer = pricer_of(f'[[price]]\nmodel = "claude-sonnet-*"\n{OWN}')
+    price = pricer.price(entry("claude-sonnet-4-6", tokens=(1_000,), credential_kind="oauth"))
+    assert price == Price(Decimal("0.003"), listed.SOURCE)
+
+
 def test_own_prices_know_models_that_the_list_does_not(pricer_of: Any) -> None:
     pricer = pricer_of(f'[[price]]\nmodel = "relay-1"\nunlisted = true\n{OWN}')
     assert cost(pricer, "relay-1", tokens=(1_000,)) == "0.001"

@@ -50,7 +50,7 @@ _COLUMNS = (
     _Column("cache w", "cache_creation_input_tokens", 8, _text, 116),
     _Column("cache r", "cache_read_input_tokens", 8, _text, 116),
     _Column("total", "total_tokens", 9, _text, 126),
-    _Column("cost USD", "total_cost", 12, _text, 79),
+    _Column("cost USD", "total_cost", 14, _text, 80),
     _Column("state", "usage_state", 8, _text),
     _Column("review", "review_reason", 19, _text, 99),
     _Column("http", "http_status", 4, _text, 132),

@@ -65,6 +65,10 @@ def list_rates(model: str, moment: datetime, tier: str, speed: str) -> Rates:
 
 def _prices_of(model: ModelInfo, moment: datetime, context: Mapping[str, str] | None = None) -> ModelPrice:
     prices = model.get_prices(moment, context)
+    cut, times = rules.CACHE_READS_BEFORE.get(model.id, (moment.date(), Decimal(1)))
+    reads = prices.cache_read_mtok
+    if moment.date() < cut and isinstance(reads, Decimal):
+        prices = ModelPrice(**{**vars(prices), "cache_read_mtok": reads * times})
     ended = rules.LONG_CONTEXT_ENDED.get(model.id)
     if ended is None or moment.date() < ended:
         return prices

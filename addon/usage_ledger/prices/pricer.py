@@ -54,6 +54,12 @@ class _Rates(NamedTuple):
     source: str
 
 
+class _Told(msgspec.Struct):
+    """What of `usage_raw` matters here; decoding only that takes no more than a thread's small stack."""
+
+    server_tool_use: dict[str, msgspec.Raw] | None = None
+
+
 class Pricer:
     """Prices rows by own prices, else by the list. Used by one thread."""
 
@@ -134,7 +140,9 @@ class Pricer:
         geography = rules.GEOGRAPHIES.get(record.inference_geo or "")
         if geography is None:
             raise UnpricedError(f"there is no price for inference in {record.inference_geo}")
-        own = self._find_own(model, record.account_id, record.occurred_at[:10])
+        # What a subscription pays for is on no bill, so its rows carry the list price whatever a contract says.
+        is_billed = record.credential_kind != "oauth"
+        own = self._find_own(model, record.account_id, record.occurred_at[:10]) if is_billed else None
         if own is not None and own.multiplier is None:
             return _own_rates(own, record, geography)
         rates = listed.list_rates(model, datetime.fromisoformat(record.occurred_at), tier, speed)
@@ -171,8 +179,7 @@ def _holds_several_prompts(record: Record) -> bool:
     if record.review_reason == "multiple_messages":
         return True
     with contextlib.suppress(msgspec.DecodeError, RecursionError):
-        told = msgspec.json.decode(record.usage_raw or "null")
-        return isinstance(told, dict) and isinstance(told.get("server_tool_use"), dict)
+        return msgspec.json.decode(record.usage_raw or "{}", type=_Told).server_tool_use is not None
     return False
 
 

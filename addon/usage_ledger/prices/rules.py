@@ -26,6 +26,10 @@ SPEEDS = frozenset({"", "standard", "fast"})
 TIERS = frozenset({"", "standard", "batch", "priority"})
 """Priority capacity is bought by contract and has no list price ("Service tiers", ibid.)."""
 
+CACHE_READS_BEFORE = {"claude-sonnet-5-5": (date(2026, 10, 7), Decimal(2))}
+"""Until which day a model's cache reads cost how many times what the price list, which has no history of it, says: they
+were cut from $0.20 to $0.10 ("Pricing", platform.claude.com/docs, as public trackers of that page noted it)."""
+
 LONG_CONTEXT_ENDED = {"claude-sonnet-4-5": date(2026, 4, 30)}
 """From which day on a model takes no long prompts any more, for which the price list has prices without an end ("the 1M
 context window beta is retired", release notes of the Claude API). A later total beyond the limit is that of several

@@ -123,6 +123,7 @@ def progress_record(record: Record, response: http.Response, verdict: Verdict, a
     record.stream = int(is_event_stream(response))
     describe(record, verdict)
     record.usage_state, record.requires_manual_review, record.review_reason = State.PENDING.value, 0, None
+    record.total_cost = None  # of a stream that is open nothing is settled, not even that it costs nothing
     return record
 
 
