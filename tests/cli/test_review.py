@@ -43,6 +43,19 @@ def test_the_queue_is_shown_oldest_first_with_counts_by_reason(ledger: Path) -> 
     assert [line.split() for line in lines[5:]] == [["2", "no_usage_data"], ["1", "client_disconnected"]]
 
 
+@pytest.mark.parametrize("columns", [50, 80, 100, 120, 200])
+def test_the_id_is_always_whole_for_it_is_what_the_next_command_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    path, id_ = tmp_path / "usage.db", "661057e494c57-480f7dc21dd8"
+    with closing(Store(path, "normal", "abc")) as store:
+        store.write([Entry(record(id_, **FLAGGED, model="claude-sonnet-4-5-20250929"))], [])
+    monkeypatch.setattr("tests.cli.test_backfill.ENVIRONMENT", {**os.environ, "COLUMNS": str(columns)})
+    lines = review(path)
+    assert lines[1].endswith(id_)
+    assert max(map(len, lines)) <= columns
+
+
 def test_filters_and_a_limit_choose_from_the_queue(ledger: Path) -> None:
     assert len(review(ledger, "--since", "2026-11-02")) == 1 + 1 + 1 + 1
     limited = run(ledger, "-n", "1", command="review")

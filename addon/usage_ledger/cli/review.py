@@ -74,13 +74,13 @@ def review(context: click.Context, /, db: Path, limit: int, **filters: Any) -> N
         click.echo(f"nothing to review in {on_one_line(str(db))}", err=True)
         return
     columns = [
-        Column("time (UTC)", to_the_right=False, rank=1),
-        Column("model", to_the_right=False, rank=2),
-        Column("reason", to_the_right=False, rank=1),
+        Column("time (UTC)", to_the_right=False, rank=3),
+        Column("model", to_the_right=False),
+        Column("reason", to_the_right=False, rank=2),
         Column("state", to_the_right=False, rank=4),
-        Column("tokens", rank=3),
+        Column("tokens", rank=4),
         Column("request id", to_the_right=False, rank=5),
-        Column("id", to_the_right=False),
+        Column("id", to_the_right=False, rank=1),
     ]
     lines = [[_time(row[0]), *("" if value is None else str(value) for value in row[1:])] for row in shown]
     write_table(columns, lines, out, is_marked=lambda _number: False)
