@@ -118,6 +118,8 @@ EDITS = {
     "usage_raw = '{\"input_tokens\":-5}'": "usage_raw is not what upstream told",
     "model = 'claude-opus-9'": "total_cost is 0.003, but",
     "price_source = NULL": "nothing says by which prices",
+    "total_cost = NULL": "total_cost is gone",
+    "usage_raw = NULL, input_tokens = 0, total_tokens = 0, total_cost = '0'": "it is complete, and upstream told no",
     "usage_state = 'partial', metadata = '{\"_partial_usage\":true}'": "it is partial, and has no review_reason",
     "usage_state = 'none', input_tokens = 0, total_tokens = 0": "nothing says why nothing is billed",
     "review_reason = 'multiple_messages', usage_raw = NULL": "input_tokens is 1000, upstream told 0",
@@ -130,6 +132,27 @@ def test_a_row_that_was_changed_by_plain_sql_is_named(ledger: Path, edit: str) -
     findings = verify(ledger)
     assert all(finding.startswith("row b: ") for finding in findings)
     assert any(EDITS[edit] in finding for finding in findings)
+
+
+HIDDEN = "requires_manual_review = 0, review_reason = NULL, metadata = '{}'"
+
+
+@pytest.mark.parametrize(
+    ("id_", "edit", "says"),
+    [
+        ("a", f"usage_state = 'complete', {HIDDEN}", "upstream told no usage"),
+        ("a", "total_cost = '5', price_source = 'x'", "there is no final usage"),
+        ("e", "total_cost = '5', price_source = 'x'", "there is no final usage"),
+        ("e", "usage_state = 'missing', metadata = '{\"_no_usage_data\":true}'", "it is missing, and upstream told"),
+        ("f", "total_cost = '5'", "nothing is billed"),
+        ("f", "total_cost = 'junk'", "nothing is billed"),
+        ("f", "total_cost = NULL", "nothing is billed"),
+    ],
+)
+def test_a_state_or_a_cost_that_cannot_be_is_named(ledger: Path, id_: str, edit: str, says: str) -> None:
+    """What would hide a row from the queue, or bill what is not billed."""
+    change(ledger, f"UPDATE usage_records SET {edit} WHERE id = '{id_}'")
+    assert any(says in finding for finding in verify(ledger))
 
 
 @pytest.mark.parametrize(
@@ -222,6 +245,8 @@ def test_the_original_notes_update_is_adopted(ledger: Path) -> None:
 
 
 def test_what_cannot_be_adopted_is_one_line(ledger: Path) -> None:
+    empty = run(ledger, "adopt", "b", "--note", " ", command="review")
+    assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
     for id_, says in (("b", "nothing to adopt"), ("nobody", "there is no row")):
         result = run(ledger, "adopt", id_, "--note", "x", command="review")
         assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from usage_ledger.ledger.corrections import COUNTS, acceptance, correction, is_corrected, with_counts
+from usage_ledger.ledger.columns import COUNT_COLUMNS
+from usage_ledger.ledger.corrections import acceptance, correction, is_corrected, with_counts
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 
 
@@ -37,7 +38,7 @@ def test_a_correction_sets_counts_and_total_and_clears_the_flag() -> None:
     assert metadata.pop("_manually_updated_at").endswith("Z")
     assert metadata == {"_no_usage_data": True, "user_agent": "x", "_manually_updated": True}
     assert (after["usage_state"], "review_reason" in after) == ("missing", False)
-    assert set(COUNTS) <= after.keys()
+    assert set(COUNT_COLUMNS) <= after.keys()
 
 
 def test_a_correction_is_priced_as_what_it_is_then() -> None:

@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from usage_ledger.ledger.corrections import COUNTS, is_corrected
+from usage_ledger.ledger.columns import COUNT_COLUMNS
+from usage_ledger.ledger.corrections import is_corrected
 from usage_ledger.ledger.money import as_amount
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.messages import Counts, State
@@ -20,10 +21,10 @@ from usage_ledger.prices.pricer import Pricer
 Fields = Mapping[str, Any]
 
 
-def folded(revisions: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Return what the revisions of one row (their source and `after`) left in it, the last one of each column."""
+def folded(afters: Iterable[str]) -> dict[str, Any]:
+    """Return what the revisions of one row left in it: the last of their `after` for each column."""
     left: dict[str, Any] = {}
-    for _, after in revisions:
+    for after in afters:
         left |= json.loads(after)
     return left
 
@@ -32,7 +33,7 @@ def told_counts(entry: Entry) -> dict[str, int] | None:
     """Return the counts that upstream told of a row; None where its `usage_raw` is not what this program writes."""
     record = entry.record
     if record.usage_state == State.NONE:
-        return dict.fromkeys(COUNTS, 0)
+        return dict.fromkeys(COUNT_COLUMNS, 0)
     counts = derived_counts(record.usage_raw)
     if counts is None:
         return None
@@ -41,7 +42,7 @@ def told_counts(entry: Entry) -> dict[str, int] | None:
         counts = Counts()
         for each in entry.iterations:
             if each.billed:
-                counts.add(Counts(*(getattr(each, name, 0) for name in COUNTS)))
+                counts.add(Counts(*(getattr(each, name, 0) for name in COUNT_COLUMNS)))
     return _fields(counts)
 
 
@@ -65,6 +66,8 @@ def differences(entry: Entry, left: Fields) -> list[str]:
             if name not in left and getattr(record, name) != count
         ]
     total = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    if "usage_state" not in left:
+        found += _state(record, told)
     if "total_tokens" not in left and record.total_tokens != sum(getattr(record, name) for name in total):
         found.append(f"total_tokens is {record.total_tokens}, which is not their sum")
     if "metadata" not in left:
@@ -72,13 +75,28 @@ def differences(entry: Entry, left: Fields) -> list[str]:
     return found
 
 
+def _state(record: Record, told: Mapping[str, int] | None) -> list[str]:
+    """Return how a row's state does not follow from whether upstream told usage."""
+    if record.usage_raw is None and record.usage_state in (State.COMPLETE, State.PARTIAL):
+        return [f"it is {record.usage_state}, and upstream told no usage"]
+    if record.usage_state == State.MISSING and told is not None and any(told.values()):
+        return ["it is missing, and upstream told usage"]
+    return []
+
+
 def cost_differs(entry: Entry, pricer: Pricer, sources: Iterable[str]) -> str | None:
     """Return how a cost is not what its price data say; None where it is, or where these are not at hand."""
     record = entry.record
     cost = as_amount(record.total_cost)
+    if record.usage_state == State.NONE and not is_corrected(record):
+        return None if record.total_cost == "0" else f"total_cost is {record.total_cost}, and nothing is billed"
+    if record.usage_state != State.COMPLETE and not is_corrected(record) and record.total_cost is not None:
+        return f"total_cost is {record.total_cost}, and there is no final usage"
+    if record.total_cost is None and record.price_source is not None:
+        return f"total_cost is gone, which {record.price_source} told"
     if record.total_cost is not None and cost is None:
         return f"total_cost is {record.total_cost!r}, which is no amount"
-    if cost is not None and record.price_source is None and record.usage_state != State.NONE:
+    if cost is not None and record.price_source is None:
         return f"total_cost is {record.total_cost}, and nothing says by which prices"
     if cost is None or record.price_source is None or record.price_source not in sources:
         return None
@@ -107,7 +125,7 @@ def _now(entry: Entry, name: str) -> Any:
 
 
 def _fields(counted: Counts | Record) -> dict[str, int]:
-    return {name: getattr(counted, name) for name in COUNTS}
+    return {name: getattr(counted, name) for name in COUNT_COLUMNS}
 
 
 def _flags(record: Record) -> list[str]:

@@ -16,7 +16,7 @@ import click
 from usage_ledger.cli.changes import make_changes, open_to_change
 from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line
-from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
 from usage_ledger.ledger.money import as_amount, as_text
 from usage_ledger.ledger.reading import Reader
 
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 
 KEYS = ("id", "request_id", "message_id")
 """What a line finds its row by: the first of these that it has."""
-
-COUNTS = (
-    *("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_creation_5m_input_tokens"),
-    *("cache_creation_1h_input_tokens", "cache_read_input_tokens", "thinking_tokens"),
-    *("web_search_requests", "web_fetch_requests"),
-)
 
 _COMPARED = (
     *("occurred_at", "completed_at", "usage_state", "requires_manual_review", "review_reason", "metadata"),
@@ -64,7 +58,7 @@ class _LineError(Exception):
 
 
 def _with_counts[**P, R](command: Callable[P, R]) -> Callable[P, R]:
-    for name in reversed(COUNTS):
+    for name in reversed(COUNT_COLUMNS):
         command = click.option(f"--{name.replace('_', '-')}", name, type=click.IntRange(min=0), help=_HELP[name])(
             command
         )
@@ -190,7 +184,7 @@ def _check_header(path: Path, names: Any) -> None:
             raise click.ClickException(f"{path}: unknown column {name!r}; there are those of an export, and note")
     if len(set(names)) < len(names):
         raise click.ClickException(f"{path}: a column is there twice")
-    if not set(names) & set(KEYS) or not set(names) & set(COUNTS):
+    if not set(names) & set(KEYS) or not set(names) & set(COUNT_COLUMNS):
         raise click.ClickException(
             f"{path}: it has no column of {', '.join(KEYS)}, or none of counts like input_tokens"
         )
@@ -205,7 +199,7 @@ def _line(place: str, row: Mapping[str | None, Any], note: str) -> _Line:
     return _Line(
         place,
         keys,
-        {name: _count(name, row[name]) for name in COUNTS if row.get(name, "").strip()},
+        {name: _count(name, row[name]) for name in COUNT_COLUMNS if row.get(name, "").strip()},
         _unescaped(row.get("note") or "") or note,
         {name: _unescaped(row[name]) for name in _COMPARED if name in row},
     )
@@ -297,7 +291,7 @@ def _report(changes: list["Change"], lines: int, dry_run: bool) -> None:
         before, after = change.expected, change.after
         told = ", ".join(
             f"{name} {before[name]} → {after[name]}"
-            for name in (*COUNTS, "total_tokens", "total_cost")
+            for name in (*COUNT_COLUMNS, "total_tokens", "total_cost")
             if before[name] != after[name]
         )
         out.write(on_one_line(f"{change.record_id}: {told}", out.encoding) + "\n")

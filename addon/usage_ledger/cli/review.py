@@ -14,7 +14,7 @@ from usage_ledger.cli.changes import make_changes, open_to_change
 from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.cli.table import Column, write_table
-from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
 from usage_ledger.ledger.filters import CORRECTED, Filters
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
@@ -221,16 +221,18 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, dry_run: bool) 
       usage-ledger review adopt 661057e494c57-480f7dc21dd8 --note "from the invoice, by SQL"
     """
     from usage_ledger.cli import audit
-    from usage_ledger.ledger.corrections import COUNTS, correction, with_counts
+    from usage_ledger.ledger.corrections import correction, with_counts
     from usage_ledger.ledger.entries import entries_by
 
+    if not note.strip():
+        raise click.UsageError("--note says why, and cannot be empty")
     pricer = own_pricer(price_path, db)
     with open_to_change(db, dry_run) as ledger:
         found = entries_by(ledger, "id", [id_])
         if not found:
             raise click.ClickException(f"there is no row with the id {id_}")
         (entry,) = found
-        left = audit.folded([(source, after) for _, source, after in ledger.afters([id_])])
+        left = audit.folded(after for _, after in ledger.afters([id_]))
         told = audit.told_counts(entry)
         if told is None:
             raise click.ClickException(f"row {id_} cannot be adopted: its usage_raw is not what upstream told")
@@ -238,16 +240,18 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, dry_run: bool) 
             raise click.ClickException(
                 f"row {id_} is what upstream and the trail say; there is nothing to adopt (costs are set by price)"
             )
-        before = {name: left.get(name, told.get(name)) for name in COUNTS}
+        before = {name: left.get(name, told.get(name)) for name in COUNT_COLUMNS}
         try:
-            counts = with_counts(entry.record, {name: getattr(entry.record, name) for name in COUNTS})
+            counts = with_counts(entry.record, {name: getattr(entry.record, name) for name in COUNT_COLUMNS})
         except ValueError as error:
             raise click.ClickException(f"row {id_} cannot be adopted: {error}") from error
         change = correction(entry, counts, note, pricer.give)._replace(before=before)
         make_changes(ledger, "review", [change], all_or_none=True)
     out = for_people()
     verb = "would adopt" if dry_run else "adopted"
-    changed = ", ".join(f"{name} {before[name]} → {counts[name]}" for name in COUNTS if before[name] != counts[name])
+    changed = ", ".join(
+        f"{name} {before[name]} → {counts[name]}" for name in COUNT_COLUMNS if before[name] != counts[name]
+    )
     out.write(on_one_line(f"{verb} {id_}: {changed or 'no count changed'}", out.encoding) + "\n")
 
 

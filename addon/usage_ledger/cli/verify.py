@@ -83,8 +83,7 @@ def _rows(ledger: Reader, chosen: Filters, pricer: "Pricer") -> Iterator[str]:
                     break
                 afters = ledger.afters([each.record.id for each in page])
             trail = {
-                record_id: [(source, after) for _, source, after in group]
-                for record_id, group in groupby(afters, lambda row: row[0])
+                record_id: [after for _, after in group] for record_id, group in groupby(afters, lambda row: row[0])
             }
             for entry in page:
                 record = entry.record

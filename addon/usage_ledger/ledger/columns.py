@@ -3,6 +3,19 @@
 Room: ledger. Imports nothing. A test holds them to the schema and to `record.Record`.
 """
 
+COUNT_COLUMNS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_creation_input_tokens",
+    "cache_creation_5m_input_tokens",
+    "cache_creation_1h_input_tokens",
+    "cache_read_input_tokens",
+    "thinking_tokens",
+    "web_search_requests",
+    "web_fetch_requests",
+)
+"""The counts that upstream tells; their total is a column of its own."""
+
 COLUMNS = (
     "id",
     "occurred_at",
@@ -26,15 +39,7 @@ COLUMNS = (
     "speed",
     "stream",
     "http_status",
-    "input_tokens",
-    "output_tokens",
-    "cache_creation_input_tokens",
-    "cache_creation_5m_input_tokens",
-    "cache_creation_1h_input_tokens",
-    "cache_read_input_tokens",
-    "thinking_tokens",
-    "web_search_requests",
-    "web_fetch_requests",
+    *COUNT_COLUMNS,
     "total_tokens",
     "usage_state",
     "requires_manual_review",

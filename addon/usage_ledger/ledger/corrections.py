@@ -11,30 +11,20 @@ from typing import Any
 
 import msgspec
 
-from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
 from usage_ledger.ledger.editing import Change
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.record import Entry, Record
-
-COUNTS = (
-    "input_tokens",
-    "output_tokens",
-    "cache_creation_input_tokens",
-    "cache_creation_5m_input_tokens",
-    "cache_creation_1h_input_tokens",
-    "cache_read_input_tokens",
-    "thinking_tokens",
-    "web_search_requests",
-    "web_fetch_requests",
-)
-"""What a correction may set."""
 
 COUNT_LIMIT = 10**15
 """A count above this is not a count (SQLite's integers end at 9.2e18, and sums must fit as well)."""
 
 _CORRECTED = (
-    *(*COUNTS, "total_tokens", "usage_state", "requires_manual_review", "metadata", "total_cost", "price_source"),
+    *COUNT_COLUMNS,
+    *("total_tokens", "usage_state", "requires_manual_review", "metadata", "total_cost", "price_source"),
 )
+"""What the trail tells of a correction. `usage_state` stays as it was, and is told so that it can be verified."""
+
 _ACCEPTED = ("requires_manual_review", "metadata", "usage_state")
 
 
@@ -46,7 +36,7 @@ def with_counts(record: Record, counts: Mapping[str, int]) -> dict[str, int]:
     for name, count in counts.items():
         if not 0 <= count <= COUNT_LIMIT:
             raise ValueError(f"{name} is {count}, which is no count")
-    result = {name: counts.get(name, getattr(record, name)) for name in COUNTS}
+    result = {name: counts.get(name, getattr(record, name)) for name in COUNT_COLUMNS}
     durations = ("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens")
     if "cache_creation_input_tokens" not in counts and any(name in counts for name in durations):
         result["cache_creation_input_tokens"] = sum(result[name] for name in durations)
@@ -60,7 +50,7 @@ def with_counts(record: Record, counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def correction(entry: Entry, counts: Mapping[str, int], reason: str, price: Callable[[Entry], None]) -> Change:
-    """Return the change that gives a row these counts (all of `COUNTS`), and the cost that `price` finds for them."""
+    """Return the change that gives a row all of its counts, and the cost that `price` finds for them."""
     old = entry.record
     metadata = _metadata(old)
     metadata.pop("_requires_manual_review", None)

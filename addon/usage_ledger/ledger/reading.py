@@ -178,12 +178,12 @@ class Reader:
             (record_id,),
         ).fetchall()
 
-    def afters(self, record_ids: Sequence[str]) -> list[tuple[str, str, str]]:
-        """Return id, source and `after` of these rows' revisions, one row after the other, oldest first."""
+    def afters(self, record_ids: Sequence[str]) -> list[tuple[str, str]]:
+        """Return id and `after` of these rows' revisions, one row after the other, oldest first."""
         if not self._has_trail():
             return []
         return self.connection.execute(
-            "SELECT record_id, source, after FROM usage_revisions "
+            "SELECT record_id, after FROM usage_revisions "
             "WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position",
             (json.dumps(list(record_ids)),),
         ).fetchall()
