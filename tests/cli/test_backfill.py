@@ -195,6 +195,28 @@ def test_an_old_export_does_not_undo_what_came_since(ledger: Path, tmp_path: Pat
         assert "has changed since it was exported" in line
 
 
+def test_a_sheet_that_is_no_export_does_not_reset_what_was_corrected_since(ledger: Path, tmp_path: Path) -> None:
+    path = sheet(tmp_path / "x.csv", "id,input_tokens\nf,5\n")
+    done(ledger, path)
+    done(ledger, path)  # which says what is so already
+    done(ledger, "--id", "f", "--input-tokens", "999")
+    [line] = refused(ledger, path)
+    assert "was corrected by hand before" in line
+    done(ledger, path, "--force")
+    assert row(ledger, "f")["input_tokens"] == 5
+
+
+@pytest.mark.parametrize(("cell", "is_same"), [("3E-03", True), ("0.0030", True), ("0.004", False), ("x", False)])
+def test_an_amount_that_a_spreadsheet_wrote_in_its_own_way_is_the_same(
+    ledger: Path, tmp_path: Path, cell: str, is_same: bool
+) -> None:
+    path = sheet(tmp_path / "x.csv", f"id,total_cost,input_tokens\nc,{cell},5\n")
+    if is_same:
+        done(ledger, path, "--force")
+    else:
+        assert "has changed since it was exported" in refused(ledger, path, "--force")[0]
+
+
 BAD = {
     "a count that is no number": ("id,input_tokens\na,many\n", 2, "input_tokens is 'many'"),
     "a negative count": ("id,input_tokens\na,-5\n", 2, "input_tokens is '-5'"),
@@ -242,6 +264,15 @@ def test_all_bad_lines_are_told(ledger: Path, tmp_path: Path) -> None:
     assert lines[0].startswith(f"{tmp_path / 'x.csv'}:2: ")
     assert lines[-2] == "and 15 more"
     assert lines[-1] == "usage-ledger: 35 lines cannot be used, so no row is changed"
+
+
+def test_bad_lines_are_told_also_where_the_file_breaks_further_down(ledger: Path, tmp_path: Path) -> None:
+    lines = refused(ledger, sheet(tmp_path / "x.csv", 'id,input_tokens\na,x\nb,5\nzz,1\nc,"5"x\n'))
+    assert [line.partition(": ")[2] for line in lines[:3]] == [
+        "input_tokens is 'x', which is no whole number from 0 on",
+        "after line 4: it is not CSV: ',' expected after '\"'",
+        "there is no row with the id zz",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_rows_are_exported_whatever_the_terminals_alphabet(ledger: Path, form: s
 # Formulas.
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
 @pytest.mark.parametrize("column", ["tag", "model", "account_id", "session_id", "id"])
 def test_text_that_a_spreadsheet_takes_for_a_formula_gets_an_apostrophe(
     tmp_path: Path, column: str, start: str

@@ -13,7 +13,7 @@ from typing import Any
 
 import genai_prices
 import pytest
-from usage_ledger.cli.price import _made
+from usage_ledger.cli.price import _cost, _made
 from usage_ledger.ledger.editing import open_for_editing
 from usage_ledger.ledger.entries import entries
 from usage_ledger.ledger.filters import UNPRICED, Filters
@@ -312,7 +312,7 @@ def test_a_row_that_changes_while_it_is_priced_is_left_alone(ledger: Path, colum
     """Whatever of it changes between reading and writing: the cost was worked out for what it was."""
     with open_for_editing(ledger) as editor:
         (page,) = entries(editor, Filters(), UNPRICED)
-        proposed = [(entry, Pricer().price(entry)) for entry in page if entry.record.id in "af"]
+        proposed = [(entry, _cost(entry, Pricer())) for entry in page if entry.record.id in "af"]
         with closing(sqlite3.connect(ledger)) as connection:
             value = 5 if column == "output_tokens" else "{}" if column == "metadata" else "other"
             connection.execute(f"UPDATE usage_records SET {column} = ? WHERE id = 'f'", (value,))

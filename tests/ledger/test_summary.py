@@ -147,11 +147,14 @@ def test_days_and_hours_are_those_of_the_zone(
     assert [each.keys[0] for each in summary(ledger, "hour", zone=zone)] == hours
 
 
-def test_an_hour_that_the_clock_shows_twice_is_one_group(tmp_path: Path) -> None:
+def test_an_hour_that_the_clock_shows_twice_is_two_groups(tmp_path: Path) -> None:
     """The end of summer time: 2:30 in Berlin is 0:30 and 1:30 in UTC."""
     moments = ["2026-10-25T00:30:00.000Z", "2026-10-25T01:30:00.000Z"]
     ledger = fill(tmp_path / "usage.db", *(entry(moment, occurred_at=moment) for moment in moments))
-    assert told(summary(ledger, "hour", zone="Europe/Berlin")) == [("2026-10-25 02", 2)]
+    assert told(summary(ledger, "hour", zone="Europe/Berlin")) == [
+        ("2026-10-25 02", 1),
+        ("2026-10-25 02 +01:00", 1),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from usage_ledger.cli.changes import make_changes, open_to_change
+from usage_ledger.cli.export import FORMULA_STARTS
 from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
@@ -41,8 +42,8 @@ BAD_LINES_SHOWN = 20
 class _Line:
     """One line of a file, or what the options say: which row, and which counts.
 
-    `keys` are the names that it calls its row by, the one that finds it first. What `confirms` settles a flagged row
-    also where the counts are those it has.
+    `keys` are the names that it calls its row by, the one that finds it first; `exported` is what an export said of the
+    row. What `confirms` is said of this one row as it is now: it settles it also where the counts are those it has.
     """
 
     place: str
@@ -156,7 +157,7 @@ def _read(path: Path, note: str) -> tuple[list[_Line], list[str]]:
     lines: list[_Line] = []
     bad: list[str] = []
     csv.field_size_limit(16 * 1024 * 1024)  # an export has upstream's usage as it came
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _opened(path) as file:
         rows = csv.DictReader(file, strict=True)
         try:
             _check_header(path, rows.fieldnames or [])
@@ -169,10 +170,17 @@ def _read(path: Path, note: str) -> tuple[list[_Line], list[str]]:
                 except _LineError as error:
                     bad.append(f"{place}: {error}")
         except UnicodeDecodeError as error:
-            raise click.ClickException(f"{path}: it is not UTF-8 text: {error}") from error
+            bad.append(f"{path}: after line {rows.line_num}: it is not UTF-8 text: {error}")
         except csv.Error as error:
-            raise click.ClickException(f"{path}: after line {rows.line_num}: it is not CSV: {error}") from error
+            bad.append(f"{path}: after line {rows.line_num}: it is not CSV: {error}")
     return lines, bad
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise click.ClickException(f"cannot read {path}: {error.strerror}") from error
 
 
 def _check_header(path: Path, names: Any) -> None:
@@ -207,7 +215,7 @@ def _line(place: str, row: Mapping[str | None, Any], note: str) -> _Line:
 
 def _unescaped(cell: str) -> str:
     """Take the apostrophe away that an export puts before what looks like a formula."""
-    return cell[1:] if cell.startswith(("'=", "'+", "'-", "'@", "'\t", "'\r")) else cell
+    return cell[1:] if cell.startswith(tuple(f"'{start}" for start in FORMULA_STARTS)) else cell
 
 
 def _count(name: str, cell: str) -> int:
@@ -275,14 +283,30 @@ def _change(line: _Line, entry: "Entry", pricer: "Pricer", force: bool) -> "Chan
         return None
     for name, cell in line.exported.items():
         now = getattr(record, name)
-        if cell != ("" if now is None else str(now)):
+        if not _is_same(name, cell, now):
             raise _LineError(f"the row has changed since it was exported: {name} is {now} now")
     if record.usage_state == "pending":
         raise _LineError("the request is still in flight")
     settled = record.usage_state in ("complete", "none") and not record.requires_manual_review
     if settled and not corrections.is_corrected(record) and not force:
         raise _LineError(f"the row is {record.usage_state} as upstream told it; --force changes it all the same")
+    if corrections.is_corrected(record) and not force and not line.confirms and "metadata" not in line.exported:
+        raise _LineError(
+            "the row was corrected by hand before, and without an export's metadata column nothing says that the file "
+            "knows of it; --force changes it all the same"
+        )
     return corrections.correction(entry, counts, line.note or "backfilled", pricer.give)
+
+
+def _is_same(name: str, cell: str, now: object) -> bool:
+    """Whether a cell of an export is what its row says now; spreadsheets write amounts in their own way."""
+    text = "" if now is None else str(now)
+    if cell == text or name != "total_cost":
+        return cell == text
+    try:
+        return Decimal(cell) == as_amount(now)
+    except ArithmeticError:
+        return False
 
 
 def _report(changes: list["Change"], lines: int, dry_run: bool) -> None:

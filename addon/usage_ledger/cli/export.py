@@ -18,7 +18,8 @@ from usage_ledger.cli.output import for_programs, progress, whole_file
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
 from usage_ledger.ledger.reading import open_for_reading
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a cell begins with that a spreadsheet takes for a formula, full-width forms included (OWASP, CSV injection)."""
 
 
 class _Columns(click.ParamType[tuple[str, ...]]):
@@ -113,7 +114,7 @@ def _write(rows: Iterable[tuple[Any, ...]], names: Sequence[str], form: str, out
 
 def safe(value: Any) -> Any:
     """Return what a CSV cell holds: text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 
 def _write_json(rows: Iterable[tuple[Any, ...]], names: Sequence[str], out: TextIO) -> None:

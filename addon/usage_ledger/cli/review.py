@@ -15,15 +15,11 @@ from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filte
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
-from usage_ledger.ledger.filters import CORRECTED, Filters
+from usage_ledger.ledger.filters import CAME_WITHOUT, FLAGGED, Filters
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
 if TYPE_CHECKING:
     from usage_ledger.ledger.editing import Change
-
-FLAGGED = "requires_manual_review = 1"
-CAME_WITHOUT = f"usage_state = 'missing' AND review_reason IS NOT 'body_not_captured' AND NOT {CORRECTED}"
-"""SQL: requests of which upstream told no usage (of a body that was not captured nobody knows), nor a person since."""
 
 _ENDINGS = {
     "no_usage_data": "ended normally",
@@ -233,19 +229,16 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, dry_run: bool) 
             raise click.ClickException(f"there is no row with the id {id_}")
         (entry,) = found
         left = audit.folded(after for _, after in ledger.afters([id_]))
-        told = audit.told_counts(entry)
-        if told is None:
-            raise click.ClickException(f"row {id_} cannot be adopted: its usage_raw is not what upstream told")
         if not audit.differences(entry, left):
             raise click.ClickException(
                 f"row {id_} is what upstream and the trail say; there is nothing to adopt (costs are set by price)"
             )
-        before = {name: left.get(name, told.get(name)) for name in COUNT_COLUMNS}
+        before, noted = audit.edited(entry, left)
         try:
             counts = with_counts(entry.record, {name: getattr(entry.record, name) for name in COUNT_COLUMNS})
         except ValueError as error:
             raise click.ClickException(f"row {id_} cannot be adopted: {error}") from error
-        change = correction(entry, counts, note, pricer.give)._replace(before=before)
+        change = correction(entry, counts, note, pricer.give)._replace(before=before, noted=noted)
         make_changes(ledger, "review", [change], all_or_none=True)
     out = for_people()
     verb = "would adopt" if dry_run else "adopted"

@@ -61,7 +61,12 @@ class _Zone(click.ParamType[tzinfo]):
     metavar="GROUP[,GROUP]...",
     help=f"What to add up by: {', '.join(GROUPS)}.",
 )
-@click.option("--tz", "zone", type=_Zone(), help="Whose days and hours, like Europe/Berlin. Default: UTC.")
+@click.option(
+    "--tz",
+    "zone",
+    type=_Zone(),
+    help="Whose days and hours, like Europe/Berlin. Default: UTC. An hour that comes twice has its offset.",
+)
 @click.option(
     "--format",
     "form",

@@ -17,7 +17,7 @@ from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
 if TYPE_CHECKING:
-    from usage_ledger.prices.pricer import Pricer
+    from usage_ledger.cli.audit import CostAudit
 
 SHOWN = 100
 """So many findings are shown; all are counted."""
@@ -33,7 +33,8 @@ def verify(db: Path, price_path: str | None, **filters: Any) -> int:
     It checks the file itself, the chain of the trail, and each row: an unrevised row follows from the usage that
     upstream told, a revised one is what its revisions left. Costs are checked where the price data that they name are
     at hand. A row that was changed by plain SQL is named; give it its revision with `review adopt`. Filters choose
-    among the rows. Nobody can prove from the file alone that no unrevised row, and no end of the trail, was cut off.
+    among the rows. Nobody can prove from the file alone that no unrevised row, and no end of the trail, was cut off,
+    nor that what upstream told (usage_raw) was not rewritten together with all that follows from it.
 
     Exit code 0: all is well; 1: something is not; 2: it could not be checked.
 
@@ -42,38 +43,38 @@ def verify(db: Path, price_path: str | None, **filters: Any) -> int:
       usage-ledger verify
       usage-ledger verify --db backup.db
     """
+    from usage_ledger.cli.audit import CostAudit
+
     out, chosen = for_people(), filters_from(filters)
     count = 0
+    costs = CostAudit(own_pricer(price_path, db))
     with open_for_reading(db) as ledger:
-        for finding in _findings(ledger, chosen, own_pricer(price_path, db)):
+        for finding in _findings(ledger, chosen, costs):
             count += 1
             if count <= SHOWN:
                 out.write(on_one_line(finding, out.encoding) + "\n")
         rows, entries = ledger.count(chosen), ledger.trail_length()
     if count > SHOWN:
         out.write(f"and {count - SHOWN:,} more\n")
+    if costs.unchecked:
+        out.write(f"{costs.unchecked:,} cost(s) are by price data that are not at hand, and were not checked\n")
     out.write(
         f"{rows:,} row(s) and {entries:,} entries of the trail: {f'{count:,} finding(s)' if count else 'all is well'}\n"
     )
     return 1 if count else 0
 
 
-def _findings(ledger: Reader, chosen: Filters, pricer: "Pricer") -> Iterator[str]:
+def _findings(ledger: Reader, chosen: Filters, costs: "CostAudit") -> Iterator[str]:
     for problem in ledger.integrity():
         yield f"the file is damaged: {problem}"
     yield from ledger.broken_links()
-    yield from _rows(ledger, chosen, pricer)
+    yield from _rows(ledger, chosen, costs)
 
 
-def _rows(ledger: Reader, chosen: Filters, pricer: "Pricer") -> Iterator[str]:
+def _rows(ledger: Reader, chosen: Filters, costs: "CostAudit") -> Iterator[str]:
     from usage_ledger.cli import audit
     from usage_ledger.ledger.entries import entries
-    from usage_ledger.prices import listed
 
-    sources = {listed.SOURCE}
-    if pricer.own is not None:
-        sources |= {each.source for each in pricer.own.entries}
-        sources |= {f"{each.source} of {listed.SOURCE}" for each in pricer.own.entries}
     with progress("verifying", lambda: ledger.count(chosen)) as advance:
         pages = entries(ledger, chosen)
         while True:
@@ -93,7 +94,7 @@ def _rows(ledger: Reader, chosen: Filters, pricer: "Pricer") -> Iterator[str]:
                     yield f"row {record.id}: its entries in the trail cannot be read"
                     continue
                 found = audit.differences(entry, left)
-                cost = audit.cost_differs(entry, pricer, sources)
+                cost = costs.difference(entry)
                 for finding in [*found, *([cost] if cost else [])]:
                     yield f"row {record.id}: {finding}"
             advance(len(page))

@@ -98,6 +98,11 @@ def is_corrected(record: Record) -> bool:
     return _metadata(record).get("_manually_updated") == 1
 
 
+def is_final(record: Record) -> bool:
+    """Whether a row's usage is final, said by upstream or by a person; `filters.FINAL` in SQL."""
+    return record.usage_state == "complete" or is_corrected(record)
+
+
 def _metadata(record: Record) -> dict[str, Any]:
     try:
         metadata = msgspec.json.decode(record.metadata)

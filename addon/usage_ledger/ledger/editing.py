@@ -27,7 +27,8 @@ class Change(NamedTuple):
     """A change of one row: what it was made for (`expected`, which has all columns of `after`), and what it sets.
 
     `iteration_costs` are what the row's iterations cost as well, each with its position (USD; None: nothing). `before`
-    is what the row was before another program changed it, where that is not what is expected.
+    is what the row was before another program changed it, where that is not what is expected, and `noted` is what the
+    trail tells of the row beside `after`.
     """
 
     record_id: str
@@ -36,6 +37,7 @@ class Change(NamedTuple):
     after: revisions.Values
     iteration_costs: Sequence[tuple[int, str | None]] = ()
     before: revisions.Values = MappingProxyType({})
+    noted: revisions.Values = MappingProxyType({})
 
 
 @contextmanager
@@ -98,13 +100,14 @@ class Editor(Reader):
 
     def _revised(self, change: Change, before: revisions.Values) -> revisions.Revision:
         """Change what belongs to a row that is changed, and return all of it as its revision."""
+        after = {**change.after, **change.noted}
         if not change.iteration_costs:
-            return revisions.Revision(change.record_id, change.reason, before, change.after)
+            return revisions.Revision(change.record_id, change.reason, before, after)
         former = [row[0] for row in self.iterations([change.record_id], ["total_cost"])]
         self.connection.executemany(
             "UPDATE usage_iterations SET total_cost = ? WHERE record_id = ? AND position = ?",
             [(cost, change.record_id, position) for position, cost in change.iteration_costs],
         )
         costs = [cost for _, cost in change.iteration_costs]
-        before, after = {**before, "iteration_costs": former}, {**change.after, "iteration_costs": costs}
+        before, after = {**before, "iteration_costs": former}, {**after, "iteration_costs": costs}
         return revisions.Revision(change.record_id, change.reason, before, after)

@@ -16,6 +16,17 @@ FINAL = f"(usage_state = 'complete' OR {CORRECTED})"
 UNPRICED = f"money(CAST(total_cost AS BLOB)) IS NULL AND {FINAL}"
 """SQL: rows that could have a cost and have none (`money` is the reader's function)."""
 
+MISPRICED = (
+    f"CASE WHEN {FINAL} THEN price_source IS NULL ELSE total_cost IS NOT CASE usage_state WHEN 'none' THEN '0' END END"
+)
+"""SQL: rows whose cost cannot be: it says no price data, or stands where no usage is final."""
+
+FLAGGED = "requires_manual_review = 1"
+"""SQL: rows that want a person."""
+
+CAME_WITHOUT = f"usage_state = 'missing' AND review_reason IS NOT 'body_not_captured' AND NOT {CORRECTED}"
+"""SQL: requests of which upstream told no usage (of a body that was not captured nobody knows), nor a person since."""
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO = re.compile(r"(\d{1,6})([smhdw])")
 
@@ -55,7 +66,7 @@ class Filters:
                 conditions.append("(" + " OR ".join(condition for condition, _ in found) + ")")
                 values += [value for _, value in found]
         if self.flagged:
-            conditions.append("requires_manual_review = 1")
+            conditions.append(FLAGGED)
         return " AND ".join(conditions), values
 
 

@@ -207,6 +207,8 @@ class Reader:
     def broken_links(self) -> Iterator[str]:
         """Name the first entry of the trail that does not follow from the one before; nothing where all do."""
         if not self._has_trail():
+            if self._had_trail():
+                yield "trail: its table usage_revisions is gone"
             return
         triggers = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
         for name in revisions.TRIGGERS:
@@ -243,6 +245,15 @@ class Reader:
         """Whether there is a trail; an older ledger has none."""
         found = self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage_revisions'").fetchone()
         return found is not None
+
+    def _had_trail(self) -> bool:
+        """Whether this ledger's migrations made the trail."""
+        table = self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_sqlite_migrations'").fetchone()
+        return table is not None and bool(
+            self.connection.execute(
+                "SELECT 1 FROM _sqlite_migrations WHERE name = 'create_usage_revisions' LIMIT 1"
+            ).fetchone()
+        )
 
     def books(self, filters: Filters) -> money.Books:
         """Add up what the rows that match cost."""

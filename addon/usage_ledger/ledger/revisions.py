@@ -14,7 +14,7 @@ import socket
 import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from usage_ledger.ledger.filters import format_moment
 
@@ -23,8 +23,9 @@ COLUMNS = ("position", "revised_at", "revised_by", "source", "reason", "record_i
 TRIGGERS = ("usage_revisions_stay", "usage_revisions_remain", "usage_revisions_follow")
 """What lets nothing be changed, removed or inserted."""
 
-Values = Mapping[str, str | int | list[str | None] | None]
-"""Columns of a row and what they hold; `iteration_costs` has `usage_iterations.total_cost` in the iterations' order."""
+Values = Mapping[str, Any]
+"""Columns of a row and what they hold; `iteration_costs` has `usage_iterations.total_cost` in the iterations' order,
+and `iterations` the rest of their columns, from `type` on."""
 
 
 class Revision(NamedTuple):

@@ -145,20 +145,24 @@ def _parts(table: str, iterations: str, where: str) -> str:
 def _register(connection: sqlite3.Connection, zone: tzinfo | None) -> None:
     """Give a connection what the groups are told by."""
 
-    def part(length: int) -> Any:
-        def told(raw: bytes | None) -> str | None:
-            try:
-                moment = (raw or b"").decode()
-                if zone is not None:
-                    moment = datetime.fromisoformat(moment).astimezone(zone).isoformat()
-            except (ValueError, OverflowError):  # another program wrote it
-                return None
-            return moment[:length].replace("T", " ")
+    def day(raw: bytes | None) -> str | None:
+        told = hour(raw)
+        return None if told is None else told[:10]
 
-        return told
+    def hour(raw: bytes | None) -> str | None:
+        try:
+            text = (raw or b"").decode()
+            if zone is None:
+                return text[:13].replace("T", " ")
+            moment = datetime.fromisoformat(text).astimezone(zone)
+        except (ValueError, OverflowError):  # another program wrote it
+            return None
+        # When summer time ends, a clock shows an hour twice: the second one has its offset.
+        shown = moment.isoformat()[:13].replace("T", " ")
+        return f"{shown} {moment:%:z}" if moment.fold else shown
 
-    connection.create_function("day", 1, part(10), deterministic=True)
-    connection.create_function("hour", 1, part(13), deterministic=True)
+    connection.create_function("day", 1, day, deterministic=True)
+    connection.create_function("hour", 1, hour, deterministic=True)
     connection.create_function("client", 1, client, deterministic=True)
 
 

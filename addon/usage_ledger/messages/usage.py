@@ -283,3 +283,15 @@ def billed_by(usage: dict[str, Any]) -> tuple[Counts, list[Iteration]]:
     for name in ("thinking_tokens", "web_search_requests", "web_fetch_requests"):
         setattr(total, name, max(getattr(total, name), getattr(top, name)))
     return total, iterations
+
+
+def billed_beside_refusal(iterations: list[Iteration]) -> Counts:
+    """Mark the attempt that an unbilled refusal ended as not billed, and return what the other entries bill."""
+    attempts = [each for each in iterations if each.type in (None, "message", "fallback_message")]
+    if attempts:
+        attempts[-1].billed = False
+    total = Counts()
+    for iteration in iterations:
+        if iteration.billed:
+            total.add(iteration.counts)
+    return total

@@ -14,7 +14,7 @@ import msgspec
 from usage_ledger.messages.message import Message
 from usage_ledger.messages.rules import refusal_is_billed
 from usage_ledger.messages.text import clean
-from usage_ledger.messages.usage import Counts, Iteration, billed_by, says_anything
+from usage_ledger.messages.usage import Counts, Iteration, billed_beside_refusal, billed_by, says_anything
 
 RAW_LIMIT = 256 * 1024
 """Bytes of `usage_raw` kept; recorded usage objects have a few hundred."""
@@ -176,6 +176,8 @@ def _settle(verdict: Verdict, evidence: Evidence, ending: Ending) -> None:
             verdict.reason = Reason.DECLINED_ATTEMPT
         elif not verdict.counts.any() and not any(iteration.counts.any() for iteration in verdict.iterations):
             verdict.reason = Reason.ZERO_USAGE
+        if verdict.stop_reason is None:
+            verdict.metadata["_no_stop_reason"] = True  # tells it from a partial row that was called complete
         return
     told = any(message.usage is not None and says_anything(message.usage) for message in messages)
     verdict.state = State.PARTIAL if told else State.MISSING
@@ -205,13 +207,7 @@ def _is_unbilled_refusal(evidence: Evidence, day: date | None) -> bool:
 
 def _settle_refusal(verdict: Verdict) -> None:
     """Nothing is billed for the refused attempt; what came beside it (an advisor, a compaction) is."""
-    attempts = [i for i in verdict.iterations if i.type in (None, "message", "fallback_message")]
-    if attempts:
-        attempts[-1].billed = False
-    verdict.counts = Counts()
-    for iteration in verdict.iterations:
-        if iteration.billed:
-            verdict.counts.add(iteration.counts)
+    verdict.counts = billed_beside_refusal(verdict.iterations)
     if any(iteration.billed is None for iteration in verdict.iterations):
         verdict.state, verdict.reason = State.COMPLETE, Reason.DECLINED_ATTEMPT
     else:
