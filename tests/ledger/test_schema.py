@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 from usage_ledger.ledger import columns, schema
+from usage_ledger.ledger.columns import ITERATION_COLUMNS
 from usage_ledger.ledger.marks import APPLICATION_ID, MAJOR, LedgerError
-from usage_ledger.ledger.record import ITERATION_COLUMNS, Entry, Record
+from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
 
 CONTRACT = [
@@ -110,7 +111,7 @@ def test_what_builds_and_reads_rows_knows_the_same_columns() -> None:
 
 def test_iterations_are_encoded_in_the_order_of_their_table(tmp_path: Path) -> None:
     found = described(migrated(tmp_path / "usage.db"), "usage_iterations")
-    assert tuple(name for name, _, _ in found) == ITERATION_COLUMNS
+    assert tuple(name for name, _, _ in found) == ITERATION_COLUMNS == IterationRow.__struct_fields__
 
 
 def test_counts_are_integers_and_everything_else_is_text(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
 
-from usage_ledger.cli.changes import make_changes, open_to_change
+from usage_ledger.cli.changes import make_changes, open_to_change, with_reopen
 from usage_ledger.cli.export import FORMULA_STARTS
 from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line
@@ -54,6 +54,13 @@ class _Line:
     confirms: bool = False
 
 
+class _Permits(NamedTuple):
+    """What may be changed: with `force` what upstream told as well, and nothing before `closed_until`."""
+
+    force: bool
+    closed_until: str | None
+
+
 class _LineError(Exception):
     """A line that cannot be used."""
 
@@ -89,6 +96,7 @@ _HELP = {
 @click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail.")
 @click.option("--force", is_flag=True, help="Change rows too that are complete, or are not billed.")
 @with_prices
+@with_reopen
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
 def backfill(
     db: Path,
@@ -99,6 +107,7 @@ def backfill(
     note: str,
     force: bool,
     price_path: str | None,
+    reopen: bool,
     dry_run: bool,
     **counts: int | None,
 ) -> None:
@@ -118,6 +127,8 @@ def backfill(
       usage-ledger backfill flagged.csv --dry-run
       usage-ledger backfill flagged.csv
     """
+    from usage_ledger.ledger import closing
+
     given = {name: count for name, count in counts.items() if count is not None}
     keys = {name: value for name, value in zip(KEYS, (id_, request_id, message_id), strict=True) if value is not None}
     if file is not None:
@@ -130,9 +141,10 @@ def backfill(
         ((key, value),) = keys.items()
         lines, bad = [_Line(f"{key} {value}", keys, given, note, {}, confirms=True)], []
     with open_to_change(db, dry_run) as ledger:
-        changes, more_bad = _changes(lines, ledger, own_pricer(price_path, db), force)
+        permits = _Permits(force, None if reopen else closing.closed_until(ledger))
+        changes, more_bad = _changes(lines, ledger, own_pricer(price_path, db), permits)
         _refuse([*bad, *more_bad])
-        make_changes(ledger, "backfill", changes, all_or_none=True)
+        make_changes(ledger, "backfill", changes, all_or_none=True, reopen=reopen)
     _report(changes, len(lines), dry_run)
 
 
@@ -230,7 +242,9 @@ def _count(name: str, cell: str) -> int:
 # The rows.
 
 
-def _changes(lines: list[_Line], ledger: Reader, pricer: "Pricer", force: bool) -> tuple[list["Change"], list[str]]:
+def _changes(
+    lines: list[_Line], ledger: Reader, pricer: "Pricer", permits: _Permits
+) -> tuple[list["Change"], list[str]]:
     """Return the changes that the lines make, and what is wrong with those that cannot be used."""
     from usage_ledger.ledger.entries import entries_by
 
@@ -248,7 +262,7 @@ def _changes(lines: list[_Line], ledger: Reader, pricer: "Pricer", force: bool) 
             if entry.record.id in seen:
                 raise _LineError("an earlier line is about the same row")
             seen.add(entry.record.id)
-            change = _change(line, entry, pricer, force)
+            change = _change(line, entry, pricer, permits)
         except _LineError as error:
             bad.append(f"{line.place}: {error}")
         else:
@@ -269,9 +283,9 @@ def _row(line: _Line, entries: list["Entry"]) -> "Entry":
     return entries[0]
 
 
-def _change(line: _Line, entry: "Entry", pricer: "Pricer", force: bool) -> "Change | None":
+def _change(line: _Line, entry: "Entry", pricer: "Pricer", permits: _Permits) -> "Change | None":
     """Return what a line changes; None where the row is what the line says already."""
-    from usage_ledger.ledger import corrections
+    from usage_ledger.ledger import closing, corrections
 
     record = entry.record
     try:
@@ -287,10 +301,12 @@ def _change(line: _Line, entry: "Entry", pricer: "Pricer", force: bool) -> "Chan
             raise _LineError(f"the row has changed since it was exported: {name} is {now} now")
     if record.usage_state == "pending":
         raise _LineError("the request is still in flight")
+    if permits.closed_until is not None and record.occurred_at < permits.closed_until:
+        raise _LineError(f"the row is of {closing.describe(permits.closed_until)}; --reopen changes it all the same")
     settled = record.usage_state in ("complete", "none") and not record.requires_manual_review
-    if settled and not corrections.is_corrected(record) and not force:
+    if settled and not corrections.is_corrected(record) and not permits.force:
         raise _LineError(f"the row is {record.usage_state} as upstream told it; --force changes it all the same")
-    if corrections.is_corrected(record) and not force and not line.confirms and "metadata" not in line.exported:
+    if corrections.is_corrected(record) and not permits.force and not line.confirms and "metadata" not in line.exported:
         raise _LineError(
             "the row was corrected by hand before, and without an export's metadata column nothing says that the file "
             "knows of it; --force changes it all the same"

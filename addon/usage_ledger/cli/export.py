@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import click
 
-from usage_ledger.cli.options import filters_from, with_filters, with_ledger
+from usage_ledger.cli.options import filters_from, with_filters, with_ledgers
 from usage_ledger.cli.output import for_programs, progress, whole_file
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
 from usage_ledger.ledger.reading import open_for_reading
@@ -38,7 +38,7 @@ class _Columns(click.ParamType[tuple[str, ...]]):
 
 
 @click.command()
-@with_ledger
+@with_ledgers
 @with_filters
 @click.option(
     "--format",
@@ -60,7 +60,9 @@ class _Columns(click.ParamType[tuple[str, ...]]):
     metavar="FILE",
     help="Write to a file instead of stdout, compressed where its name ends in .gz.",
 )
-def export(db: Path, form: str, columns: tuple[str, ...] | None, output: Path | None, **filters: Any) -> None:
+def export(
+    dbs: tuple[Path, ...], form: str, columns: tuple[str, ...] | None, output: Path | None, **filters: Any
+) -> None:
     """Write rows, oldest first, to stdout or a file.
 
     In CSV and TSV, text that a spreadsheet would take for a formula gets an apostrophe before it. Money is text in
@@ -73,12 +75,12 @@ def export(db: Path, form: str, columns: tuple[str, ...] | None, output: Path | 
       usage-ledger export --flagged --format json --columns id,request_id,review_reason
     """
     chosen, names = filters_from(filters), columns or COLUMNS
-    with open_for_reading(db) as ledger:
+    with open_for_reading(*dbs) as ledger:
         found = ledger.rows(chosen, names)
         if output is None:
             _write(found, names, form, for_programs())
             return
-        if _is_part_of(output, db):
+        if any(_is_part_of(output, db) for db in dbs):
             raise click.ClickException(f"{output} is the ledger itself; name another file")
         with whole_file(output) as out, progress("writing", lambda: ledger.count(chosen)) as advance:
             _write(_counted(found, advance), names, form, out)

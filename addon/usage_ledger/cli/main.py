@@ -13,7 +13,11 @@ from typing import Any, TextIO
 import click
 
 from usage_ledger import __version__
+from usage_ledger.cli.archive import archive
 from usage_ledger.cli.backfill import backfill
+from usage_ledger.cli.backup import backup
+from usage_ledger.cli.check import check
+from usage_ledger.cli.close import close
 from usage_ledger.cli.export import export
 from usage_ledger.cli.output import on_one_line
 from usage_ledger.cli.price import price
@@ -58,7 +62,11 @@ def main() -> None:
     """
 
 
+main.add_command(archive)
 main.add_command(backfill)
+main.add_command(backup)
+main.add_command(check)
+main.add_command(close)
 main.add_command(export)
 main.add_command(price)
 main.add_command(review)

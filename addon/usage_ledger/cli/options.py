@@ -3,37 +3,54 @@
 Room: cli. Imports click and the ledger's filters and paths; the prices room where something is priced.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from usage_ledger.ledger.filters import Filters, as_moment
+from usage_ledger.ledger.filters import Filters, as_moment, as_span
 from usage_ledger.ledger.paths import ledger_path
 
 if TYPE_CHECKING:
     from usage_ledger.prices.pricer import Pricer
 
+LEDGERS_LIMIT = 11
+"""SQLite attaches 10 files to one."""
+
 STATES = ("pending", "complete", "partial", "missing", "none")
 
 
 class Moment(click.ParamType[str]):
-    """A date, a time or a span ago, as a ledger time; where it `begins` a span, not one that is still to come."""
+    """A date, a time or a span ago, as a ledger time; where it is `past`, not one that is still to come."""
 
     name = "when"
 
-    def __init__(self, begins: bool = False) -> None:
-        self._begins = begins
+    def __init__(self, past: bool = False) -> None:
+        self._past = past
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             moment = as_moment(str(value))
         except ValueError:
             self.fail(f"{value!r} is not a time; say 2026-11-01, 2026-11-01T08:30+01:00, 90m, 24h or 7d", param, ctx)
-        if self._begins and moment > as_moment("0s"):
-            self.fail(f"{value!r} is in the future, and there are no rows of then", param, ctx)
+        if self._past and moment > as_moment("0s"):
+            self.fail(f"{value!r} is in the future", param, ctx)
         return moment
+
+
+class Span(click.ParamType[timedelta]):
+    """How long, like 90m, 24h or 7d."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        try:
+            return as_span(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a span of time; say 90m, 24h or 7d", param, ctx)
 
 
 class Words(click.ParamType[str]):
@@ -50,27 +67,58 @@ class Words(click.ParamType[str]):
         return text
 
 
+_DEFAULT_LEDGER = "Default: $USAGE_LEDGER_DB, else usage-ledger/usage.db in your data folder."
+
+
 def with_ledger[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     """Add `--db`; the command gets `db`, a path."""
+    return click.option("--db", metavar="PATH", callback=_ledger, help=f"The ledger. {_DEFAULT_LEDGER}")(command)
+
+
+def with_ledgers[**P, R](command: Callable[P, R]) -> Callable[P, R]:
+    """Add `--db`, which may come several times; the command gets `dbs`, paths."""
     return click.option(
         "--db",
+        "dbs",
         metavar="PATH",
-        callback=_ledger,
-        help="The ledger. Default: $USAGE_LEDGER_DB, else usage-ledger/usage.db in your data folder.",
+        multiple=True,
+        callback=_ledgers,
+        help=f"The ledger; again for more, such as archives. {_DEFAULT_LEDGER}",
     )(command)
 
 
-def _ledger(context: click.Context, _parameter: click.Parameter, value: str | None) -> Path:
+def _ledger(context: click.Context, parameter: click.Parameter, value: str | None) -> Path:
     """Return the ledger that is named; else the one that stands before the name of a subcommand."""
-    before = None if context.parent is None else context.parent.params.get("db")
-    return before if value is None and isinstance(before, Path) else ledger_path(value)
+    before = _before(context) if value is None else ()
+    if len(before) > 1:
+        raise click.BadParameter("this changes rows, so name one ledger", context, parameter)
+    return before[0] if before else ledger_path(value)
+
+
+def _ledgers(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[Path, ...]:
+    paths = tuple(map(ledger_path, value)) or _before(context) or (ledger_path(None),)
+    if len(paths) > LEDGERS_LIMIT:
+        raise click.BadParameter(f"{LEDGERS_LIMIT} ledgers can be read at once", context, parameter)
+    if len(set(map(os.path.realpath, paths))) < len(paths):
+        raise click.BadParameter("it names a ledger twice", context, parameter)
+    return paths
+
+
+def _before(context: click.Context) -> tuple[Path, ...]:
+    """Return the ledgers that stand before the name of a subcommand."""
+    return () if context.parent is None else context.parent.params.get("dbs") or ()
+
+
+def named(dbs: Iterable[Path]) -> str:
+    """Name ledgers, for a message."""
+    return " and ".join(map(str, dbs))
 
 
 def with_filters[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     """Add the shared filters; the command gets them as keywords for `filters_from`."""
     for option in reversed(
         (
-            click.option("--since", type=Moment(begins=True), help="From this time on: 2026-11-01, 24h, 7d (UTC)."),
+            click.option("--since", type=Moment(past=True), help="From this time on: 2026-11-01, 24h, 7d (UTC)."),
             click.option("--until", type=Moment(), help="Before this time (UTC)."),
             click.option(
                 "--account", "accounts", type=Words(), multiple=True, help="An account; * stands for any characters."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from usage_ledger.cli.changes import make_changes, open_to_change
+from usage_ledger.cli.changes import make_changes, open_to_change, refuse_closed, with_reopen
 from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line, progress
 from usage_ledger.ledger.columns import COLUMNS
@@ -81,8 +81,11 @@ class _Cost(NamedTuple):
 @with_prices
 @click.option("--unpriced", is_flag=True, help="Of the rows that match, only those without a cost.")
 @click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail. Default: by which prices.")
+@with_reopen
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
-def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: bool, **filters: Any) -> None:
+def price(
+    db: Path, price_path: str | None, unpriced: bool, note: str, reopen: bool, dry_run: bool, **filters: Any
+) -> None:
     """Give rows without a cost theirs; with filters, price all rows that match anew.
 
     Own prices come first (data/prices.example.toml shows how to write them), then Anthropic's list. A row whose price
@@ -101,11 +104,12 @@ def price(db: Path, price_path: str | None, unpriced: bool, note: str, dry_run: 
     with open_to_change(db, dry_run) as ledger, localcontext(EXACT):
         pricer = own_pricer(price_path, db)
         condition = UNPRICED if unpriced else f"({MISPRICED} OR {UNPRICED if chosen == Filters() else FINAL})"
+        refuse_closed(ledger, chosen, condition, reopen)
         tally = _Tally()
         with progress("pricing", lambda: ledger.count(chosen, condition)) as advance:
             for page in entries(ledger, chosen, condition):
                 proposed = _proposed(page, pricer, tally)
-                made = _made(ledger, proposed, note)
+                made = _made(ledger, proposed, note, reopen)
                 tally.overtaken += len(proposed) - len(made)
                 for entry, new in made:
                     tally.count(entry.record, new)
@@ -145,7 +149,9 @@ def _cost(entry: "Entry", pricer: "Pricer") -> _Cost:
     return _Cost(as_text(price.amount), price.source, parts)
 
 
-def _made(ledger: Reader, proposed: "list[tuple[Entry, _Cost]]", note: str) -> "list[tuple[Entry, _Cost]]":
+def _made(
+    ledger: Reader, proposed: "list[tuple[Entry, _Cost]]", note: str, reopen: bool
+) -> "list[tuple[Entry, _Cost]]":
     """Make the changes; return those whose row was still what it was priced for."""
     from usage_ledger.ledger.editing import Change
 
@@ -161,7 +167,7 @@ def _made(ledger: Reader, proposed: "list[tuple[Entry, _Cost]]", note: str) -> "
         )
         for entry, new in proposed
     ]
-    made = make_changes(ledger, "price", changes)
+    made = make_changes(ledger, "price", changes, reopen=reopen)
     return [(entry, new) for entry, new in proposed if entry.record.id in made]
 
 

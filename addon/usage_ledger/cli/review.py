@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usage_ledger.cli.changes import make_changes, open_to_change
-from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
+from usage_ledger.cli.changes import make_changes, open_to_change, refuse_closed, with_reopen
+from usage_ledger.cli.options import (
+    Words,
+    filters_from,
+    named,
+    own_pricer,
+    with_filters,
+    with_ledger,
+    with_ledgers,
+    with_prices,
+)
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
@@ -36,11 +45,11 @@ _ENDINGS = {
 
 
 @click.group(invoke_without_command=True)
-@with_ledger
+@with_ledgers
 @with_filters
 @click.option("-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="How many; 0: all.")
 @click.pass_context
-def review(context: click.Context, /, db: Path, limit: int, **filters: Any) -> None:
+def review(context: click.Context, /, dbs: tuple[Path, ...], limit: int, **filters: Any) -> None:
     """Show the rows that want a person, oldest first, and how many there are for each reason.
 
     \b
@@ -59,7 +68,7 @@ def review(context: click.Context, /, db: Path, limit: int, **filters: Any) -> N
     names = ("occurred_at", "model", "review_reason", "usage_state", "total_tokens", "request_id", "id")
     reasons: Counter[str] = Counter()
     shown: list[Any] = []
-    with open_for_reading(db) as ledger:
+    with open_for_reading(*dbs) as ledger:
         for page in ledger.pages(chosen, FLAGGED, names, 500):
             for row in page:
                 reasons[str(row[2])] += 1
@@ -67,7 +76,7 @@ def review(context: click.Context, /, db: Path, limit: int, **filters: Any) -> N
                     shown.append(row)
     out = for_people()
     if not reasons:
-        click.echo(f"nothing to review in {on_one_line(str(db))}", err=True)
+        click.echo(f"nothing to review in {on_one_line(named(dbs))}", err=True)
         return
     columns = [
         Column("time (UTC)", to_the_right=False, rank=3),
@@ -88,16 +97,16 @@ def review(context: click.Context, /, db: Path, limit: int, **filters: Any) -> N
 
 
 @review.command()
-@with_ledger
+@with_ledgers
 @click.argument("id_", metavar="ID", type=Words())
-def show(db: Path, id_: str) -> None:
+def show(dbs: tuple[Path, ...], id_: str) -> None:
     """Show one row: all its columns, its iterations, its history, and by what upstream knows it.
 
     \b
     Example:
       usage-ledger review show 661057e494c57-480f7dc21dd8
     """
-    with open_for_reading(db) as ledger:
+    with open_for_reading(*dbs) as ledger:
         found = ledger.having("id", [id_], COLUMNS)
         if not found:
             raise click.ClickException(f"there is no row with the id {id_}")
@@ -154,8 +163,9 @@ def _known_upstream(fields: dict[str, Any]) -> str:
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=Words())
 @with_filters
 @click.option("--note", type=Words(), required=True, metavar="TEXT", help="Why, for the trail.")
+@with_reopen
 @click.option("--dry-run", is_flag=True, help="Only say which rows.")
-def accept(db: Path, ids: tuple[str, ...], note: str, dry_run: bool, **filters: Any) -> None:
+def accept(db: Path, ids: tuple[str, ...], note: str, reopen: bool, dry_run: bool, **filters: Any) -> None:
     """Settle rows as they are: by their ids, or all flagged ones that the filters choose.
 
     They leave the queue and keep their counts. Should a replay know better, it still replaces them.
@@ -172,8 +182,10 @@ def accept(db: Path, ids: tuple[str, ...], note: str, dry_run: bool, **filters: 
         raise click.UsageError("--note says why, and cannot be empty")
     accepted = []
     with open_to_change(db, dry_run) as ledger:
+        if not ids:
+            refuse_closed(ledger, chosen, FLAGGED, reopen)
         for changes in _acceptances(ledger, ids, chosen, note):
-            made = make_changes(ledger, "review", changes, all_or_none=bool(ids))
+            made = make_changes(ledger, "review", changes, all_or_none=bool(ids), reopen=reopen)
             accepted += [(each.record_id, each.expected["review_reason"]) for each in changes if each.record_id in made]
     out = for_people()  # only now: a reader that has enough must not leave the half undone
     for record_id, reason in accepted:
@@ -206,8 +218,9 @@ def _acceptances(ledger: Reader, ids: tuple[str, ...], chosen: Filters, note: st
 @click.argument("id_", metavar="ID", type=Words())
 @click.option("--note", type=Words(), required=True, metavar="TEXT", help="Why, for the trail.")
 @with_prices
+@with_reopen
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
-def adopt(db: Path, id_: str, note: str, price_path: str | None, dry_run: bool) -> None:
+def adopt(db: Path, id_: str, note: str, price_path: str | None, reopen: bool, dry_run: bool) -> None:
     """Give a row that was changed by plain SQL its revision.
 
     Its counts become a correction by hand, with their total and their cost, and the trail says what they were before.
@@ -239,7 +252,7 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, dry_run: bool) 
         except ValueError as error:
             raise click.ClickException(f"row {id_} cannot be adopted: {error}") from error
         change = correction(entry, counts, note, pricer.give)._replace(before=before, noted=noted)
-        make_changes(ledger, "review", [change], all_or_none=True)
+        make_changes(ledger, "review", [change], all_or_none=True, reopen=reopen)
     out = for_people()
     verb = "would adopt" if dry_run else "adopted"
     changed = ", ".join(
@@ -249,9 +262,9 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, dry_run: bool) 
 
 
 @review.command()
-@with_ledger
+@with_ledgers
 @with_filters
-def report(db: Path, **filters: Any) -> None:
+def report(dbs: tuple[Path, ...], **filters: Any) -> None:
     """List the requests that came without usage, in a form to send to the upstream's support.
 
     It has no key, no prompt and no answer: only what upstream itself calls these requests, when they were, and how
@@ -267,7 +280,7 @@ def report(db: Path, **filters: Any) -> None:
     )
     count = 0
     out = for_people()
-    with open_for_reading(db) as ledger:
+    with open_for_reading(*dbs) as ledger:
         for page in ledger.pages(filters_from(filters), CAME_WITHOUT, names, 500):
             for row in page:
                 if not count:
@@ -283,7 +296,7 @@ def report(db: Path, **filters: Any) -> None:
                     if value is not None:
                         out.write(on_one_line(f"{name:<16} {value}", out.encoding) + "\n")
     if not count:
-        click.echo(f"no request without usage in {on_one_line(str(db))}", err=True)
+        click.echo(f"no request without usage in {on_one_line(named(dbs))}", err=True)
 
 
 def _time(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from usage_ledger.cli.options import filters_from, with_filters, with_ledger
+from usage_ledger.cli.options import filters_from, named, with_filters, with_ledgers
 from usage_ledger.cli.output import for_people, has_colours, on_one_line
 from usage_ledger.ledger.reading import open_for_reading
 
@@ -64,7 +64,7 @@ _RIGHT = {
 
 
 @click.command()
-@with_ledger
+@with_ledgers
 @with_filters
 @click.option(
     "-n",
@@ -74,7 +74,7 @@ _RIGHT = {
     show_default=True,
     help="How many; 0: all.",
 )
-def rows(db: Path, limit: int, **filters: Any) -> None:
+def rows(dbs: tuple[Path, ...], limit: int, **filters: Any) -> None:
     """Show the newest rows, oldest of them first.
 
     Costs of subscriptions are list prices, which are on no bill, and say so.
@@ -88,7 +88,7 @@ def rows(db: Path, limit: int, **filters: Any) -> None:
     columns = _columns_for(min(shutil.get_terminal_size((120, 24)).columns, WIDTH_LIMIT))
     # A narrow terminal has no room for the reason, so a flagged row is marked instead.
     names = [*(column.name for column in columns), "credential_kind", "requires_manual_review"]
-    with open_for_reading(db) as ledger:
+    with open_for_reading(*dbs) as ledger:
         found = ledger.rows(filters_from(filters), names, last=limit or None)
         out = for_people()
         colours = has_colours(out)
@@ -103,7 +103,7 @@ def rows(db: Path, limit: int, **filters: Any) -> None:
             line = _line(shown, columns, out.encoding)
             out.write((click.style(line, fg="yellow") if colours and row[-1] else line) + "\n")
     if not count:
-        click.echo(f"no rows match in {on_one_line(str(db))}", err=True)
+        click.echo(f"no rows match in {on_one_line(named(dbs))}", err=True)
 
 
 def _columns_for(terminal: int) -> list[_Column]:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import click
 
-from usage_ledger.cli.options import filters_from, with_filters, with_ledger
+from usage_ledger.cli.options import filters_from, named, with_filters, with_ledgers
 from usage_ledger.cli.output import for_people, for_programs, on_one_line
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.money import as_text
@@ -51,7 +51,7 @@ class _Zone(click.ParamType[tzinfo]):
 
 
 @click.command()
-@with_ledger
+@with_ledgers
 @with_filters
 @click.option(
     "--by",
@@ -75,7 +75,7 @@ class _Zone(click.ParamType[tzinfo]):
     show_default=True,
     help="The form.",
 )
-def summary(db: Path, by: tuple[str, ...], zone: tzinfo | None, form: str, **filters: Any) -> None:
+def summary(dbs: tuple[Path, ...], by: tuple[str, ...], zone: tzinfo | None, form: str, **filters: Any) -> None:
     """Add up requests, tokens and cost.
 
     By model, tokens and cost stand under the model they were spent on: an advisor's under the advisor's, so a request
@@ -89,7 +89,7 @@ def summary(db: Path, by: tuple[str, ...], zone: tzinfo | None, form: str, **fil
       usage-ledger summary --by day,key --tz Europe/Berlin --format csv > november.csv
     """
     chosen = filters_from(filters)
-    with open_for_reading(db) as ledger:
+    with open_for_reading(*dbs) as ledger:
         found = summarize(ledger, chosen, by, zone)
         if form == "csv":
             _write_csv(found, by, for_programs())
@@ -98,7 +98,7 @@ def summary(db: Path, by: tuple[str, ...], zone: tzinfo | None, form: str, **fil
         else:
             groups = list(found)
             (total,) = summarize(ledger, chosen, ())
-            _write_table(groups, total, by, db)
+            _write_table(groups, total, by, dbs)
 
 
 _FIELDS = (
@@ -108,14 +108,9 @@ _FIELDS = (
 
 
 def _fields(sums: Sums, by: tuple[str, ...]) -> dict[str, Any]:
-    """What programs get of a group. Money is text, because it is exact."""
-    values = (
-        *sums.keys,
-        *(sums.requests, *sums.counts.values(), sums.total_tokens),
-        *(as_text(sums.books.billed), as_text(sums.books.subscription)),
-        *(sums.flagged, round(sums.flagged / sums.requests, 6), sums.books.unpriced, sums.books.unsettled),
-    )
-    return dict(zip((*by, *_FIELDS), values, strict=True))
+    """What programs get of a group, in a stable order."""
+    fields = sums.fields() | {"flagged_share": round(sums.flagged / sums.requests, 6)}
+    return dict(zip(by, sums.keys, strict=True)) | {name: fields[name] for name in _FIELDS}
 
 
 def _write_csv(found: Iterable[Sums], by: tuple[str, ...], out: TextIO) -> None:
@@ -134,7 +129,7 @@ def _write_json(found: Iterable[Sums], by: tuple[str, ...], out: TextIO) -> None
     out.write("[]\n" if before == "[\n" else "\n]\n")
 
 
-def _write_table(found: list[Sums], total: Sums, by: tuple[str, ...], db: Path) -> None:
+def _write_table(found: list[Sums], total: Sums, by: tuple[str, ...], dbs: tuple[Path, ...]) -> None:
     columns = [
         *(Column(name, to_the_right=False) for name in by),
         Column("requests", rank=1),
@@ -169,7 +164,7 @@ def _write_table(found: list[Sums], total: Sums, by: tuple[str, ...], db: Path) 
         columns, lines, out, is_marked=lambda number: number < len(found) and found[number].flagged > 0
     )
     if not total.requests:
-        click.echo(f"no rows match in {on_one_line(str(db))}", err=True)
+        click.echo(f"no rows match in {on_one_line(named(dbs))}", err=True)
     if total.books.unsettled:
         click.echo(
             f"{total.books.unsettled:,} request(s) without final usage are in no cost; see usage-ledger rows --flagged",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usage_ledger.cli.options import filters_from, own_pricer, with_filters, with_ledger, with_prices
+from usage_ledger.cli.options import filters_from, own_pricer, with_filters, with_ledgers, with_prices
 from usage_ledger.cli.output import for_people, on_one_line, progress
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.reading import Reader, open_for_reading
@@ -24,17 +24,18 @@ SHOWN = 100
 
 
 @click.command()
-@with_ledger
+@with_ledgers
 @with_filters
 @with_prices
-def verify(db: Path, price_path: str | None, **filters: Any) -> int:
+def verify(dbs: tuple[Path, ...], price_path: str | None, **filters: Any) -> int:
     """Check that the books are what upstream told and what the trail says.
 
-    It checks the file itself, the chain of the trail, and each row: an unrevised row follows from the usage that
-    upstream told, a revised one is what its revisions left. Costs are checked where the price data that they name are
-    at hand. A row that was changed by plain SQL is named; give it its revision with `review adopt`. Filters choose
-    among the rows. Nobody can prove from the file alone that no unrevised row, and no end of the trail, was cut off,
-    nor that what upstream told (usage_raw) was not rewritten together with all that follows from it.
+    It checks the file itself, the chain of the trail, closed periods and archives, and each row: an unrevised row
+    follows from the usage that upstream told, a revised one is what its revisions left. Costs are checked where the
+    price data that they name are at hand. A row that was changed by plain SQL is named; give it its revision with
+    `review adopt`. Filters choose among the rows. Nobody can prove from the file alone that no unrevised row of an open
+    period, and no end of the trail, was cut off, nor that what upstream told (usage_raw) was not rewritten together
+    with all that follows from it. Several ledgers are checked one after the other.
 
     Exit code 0: all is well; 1: something is not; 2: it could not be checked.
 
@@ -43,11 +44,19 @@ def verify(db: Path, price_path: str | None, **filters: Any) -> int:
       usage-ledger verify
       usage-ledger verify --db backup.db
     """
+    chosen = filters_from(filters)
+    return max([_verify(db, chosen, price_path, len(dbs) > 1) for db in dbs])
+
+
+def _verify(db: Path, chosen: Filters, price_path: str | None, is_named: bool) -> int:
+    """Check one ledger; say what is found, and return the exit code."""
     from usage_ledger.cli.audit import CostAudit
 
-    out, chosen = for_people(), filters_from(filters)
+    out = for_people()
     count = 0
     costs = CostAudit(own_pricer(price_path, db))
+    if is_named:
+        out.write(on_one_line(f"{db}", out.encoding) + "\n")
     with open_for_reading(db) as ledger:
         for finding in _findings(ledger, chosen, costs):
             count += 1
@@ -65,9 +74,14 @@ def verify(db: Path, price_path: str | None, **filters: Any) -> int:
 
 
 def _findings(ledger: Reader, chosen: Filters, costs: "CostAudit") -> Iterator[str]:
+    from usage_ledger.ledger import archive, closing
+
     for problem in ledger.integrity():
         yield f"the file is damaged: {problem}"
     yield from ledger.broken_links()
+    with ledger.snapshot():
+        yield from closing.broken(ledger)
+        yield from archive.broken(ledger)
     yield from _rows(ledger, chosen, costs)
 
 

@@ -55,4 +55,15 @@ COLUMNS = (
     "writer",
 )
 
+ITERATION_COLUMNS = (
+    "record_id",
+    "position",
+    "type",
+    "model",
+    "billed",
+    *COUNT_COLUMNS[:6],
+    "total_cost",
+)
+"""The columns of `usage_iterations`; thinking and web tools are counted for whole rows alone."""
+
 JSON_COLUMNS = ("usage_raw", "metadata")

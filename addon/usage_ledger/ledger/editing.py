@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from usage_ledger.ledger import revisions
+from usage_ledger.ledger import closing, revisions
 from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.presence import new_writer_id
@@ -66,26 +66,45 @@ class Editor(Reader):
         super().__init__(store.connection)
         self._store = store
 
-    def change(self, source: str, changes: Sequence[Change], all_or_none: bool = False) -> set[str]:
+    def change(
+        self, source: str, changes: Sequence[Change], all_or_none: bool = False, reopen: bool = False
+    ) -> set[str]:
         """Make changes in one transaction, each with its revision; return the ids of rows that were as expected.
 
-        With `all_or_none`, one that was not is a `LedgerError`, and no row is changed.
+        With `all_or_none`, one that was not is a `LedgerError`, and no row is changed; so is one of a closed period,
+        but with `reopen`.
         """
-        made: list[revisions.Revision] = []
+        made: dict[str, revisions.Revision] = {}
         if not changes:
             return set()
-        with self._store.transaction():
+        with self.transaction():
+            if not reopen:
+                closing.refuse_closed(self, [change.record_id for change in changes])
             for change in changes:
                 is_set = self._set(change)
                 if all_or_none and not is_set:
                     raise LedgerError(f"row {change.record_id} changed meanwhile, so no row is changed; run it again")
                 if is_set:
                     before = {name: change.expected[name] for name in change.after} | dict(change.before)
-                    made.append(self._revised(change, before))
-            revisions.append(self.connection, source, made)
+                    made[change.record_id] = self._revised(change, before)
+            revisions.append(self.connection, source, made.values())
+        self.check_current()
+        return set(made)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Keep other writers out, and commit all that is done meanwhile, or nothing of it."""
+        with self._store.transaction():
+            yield
+
+    def check_current(self) -> None:
+        """See to it that the file is still the one that its path leads to; raise `LedgerError` where it is not."""
         if not self._store.is_current():
-            raise LedgerError(f"{self._store.path} was removed or replaced meanwhile; the changes went with it")
-        return {revision.record_id for revision in made}
+            raise LedgerError(f"{self.path} was removed or replaced meanwhile; the changes went with it")
+
+    @property
+    def path(self) -> Path:
+        return self._store.path
 
     def _set(self, change: Change) -> bool:
         unknown = (change.expected.keys() | change.after.keys()) - set(COLUMNS)

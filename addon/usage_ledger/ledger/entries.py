@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.reading import Reader
-from usage_ledger.ledger.record import ITERATION_COLUMNS, Entry, IterationRow, Record
+from usage_ledger.ledger.record import Entry, IterationRow, Record
 
 PAGE = 200
 """Rows that are read, and written, at a time: a few milliseconds of other writers' time."""

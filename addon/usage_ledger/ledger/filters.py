@@ -83,14 +83,21 @@ def as_moment(text: str, now: datetime | None = None) -> str:
 
     A time without a zone is UTC. Raises ValueError for anything else.
     """
-    ago = _AGO.fullmatch(text)
     try:
-        if ago:
-            return format_moment((now or datetime.now(UTC)) - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
+        if _AGO.fullmatch(text):
+            return format_moment((now or datetime.now(UTC)) - as_span(text))
         moment = datetime.fromisoformat(text)
         return format_moment(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC))
     except OverflowError as error:
         raise ValueError(f"{text} is out of reach") from error
+
+
+def as_span(text: str) -> timedelta:
+    """Turn `90m`, `24h` or `7d` into a span of time; raise ValueError for anything else."""
+    told = _AGO.fullmatch(text)
+    if not told:
+        raise ValueError(f"{text} is no span of time")
+    return timedelta(**{_UNITS[told[2]]: int(told[1])})
 
 
 def format_moment(moment: datetime) -> str:

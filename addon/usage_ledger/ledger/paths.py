@@ -4,8 +4,11 @@ Room: ledger. Imports the standard library, `platformdirs` and `marks`. Promises
 they exist: 0600, or 0660 in a setgid folder that its group may write, which is how several users share one ledger.
 """
 
+import contextlib
+import glob
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from usage_ledger.ledger.marks import LedgerError
@@ -68,3 +71,57 @@ def make_private_file(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     os.fchmod(descriptor, mode)  # the umask may have taken the group's rights away
     return descriptor
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give the path of a new private file that takes its name, synced, once it is whole.
+
+    Raises FileExistsError where there is a file of that name, also at the end: nothing is ever replaced.
+    """
+    path = path.absolute()
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already; name another file")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+        if not _is_running(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)  # of one that was killed
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    os.close(make_private_file(unfinished, os.O_RDWR))
+    try:
+        yield unfinished
+        _sync(unfinished)
+        _name(unfinished, path)
+        _sync(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _name(unfinished: Path, path: Path) -> None:
+    """Give a file its name. A link, other than renaming, never replaces a file; not every file system has links."""
+    try:
+        path.hardlink_to(unfinished)
+    except FileExistsError as error:
+        raise FileExistsError(f"{path} was made meanwhile; name another file") from error
+    except OSError:
+        if os.path.lexists(path):
+            raise FileExistsError(f"{path} was made meanwhile; name another file") from None
+        unfinished.rename(path)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

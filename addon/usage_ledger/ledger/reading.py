@@ -26,14 +26,19 @@ BUSY_SECONDS = 10.0
 
 
 @contextmanager
-def open_for_reading(path: Path) -> Iterator["Reader"]:
-    """Open an existing ledger read-only; raise `LedgerError` (one line, says what to do) where that cannot be."""
-    _check_file(path)
-    connection = _connect(path)
+def open_for_reading(path: Path, *more: Path) -> Iterator["Reader"]:
+    """Open an existing ledger read-only; raise `LedgerError` (one line, says what to do) where that cannot be.
+
+    With `more` ledgers, such as archives, the rows of all of them are read as if they were in one. A row that several
+    have is there once, as the first of them says it.
+    """
+    for each in (path, *more):
+        _check_file(each)
+    connection = _connect(path, *more)
     try:
         yield Reader(connection)
     except sqlite3.Error as error:
-        raise LedgerError(f"cannot read {path}: {error}") from error
+        raise LedgerError(f"cannot read {' and '.join(map(str, (path, *more)))}: {error}") from error
     finally:
         connection.close()
 
@@ -52,24 +57,66 @@ def _check_file(path: Path) -> None:
         raise LedgerError(f"{path} is not a file; name another with --db")
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Connect for reading, in the way that leaves nothing behind.
+def _connect(path: Path, *more: Path) -> sqlite3.Connection:
+    connection = _checked(path)
+    try:
+        for number, each in enumerate(more, 1):
+            _checked(each).close()
+            connection.execute(f"ATTACH ? AS more_{number}", (_address(each),))
+        if more:
+            _join(connection, len(more))
+        connection.execute("PRAGMA query_only = 1")  # also where it is open for writing
+    except sqlite3.OperationalError as error:
+        connection.close()
+        raise LedgerError(f"cannot read {' and '.join(map(str, (path, *more)))}: {error}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _address(path: Path) -> str:
+    """Return how SQLite opens a ledger for reading in the way that leaves nothing behind.
 
     Opened for writing, SQLite takes its own -wal and -shm files away again. Where we may not write it could not, so
     there it is told that the file does not change and needs none. That would leave out what is still in a -wal file.
     """
     file = path.resolve()
-    try:
-        if may_be_written(path):
-            return _checked(f"{file.as_uri()}?mode=rw", path)
-        if _wal(file).exists():
-            raise LedgerError(
-                f"cannot read {path}, because you may not write it and some of its rows are in its -wal file; "
-                "copy it with its -wal file to a folder you can write, and make the copies writable"
-            )
-        return _checked(f"{file.as_uri()}?mode=ro&immutable=1", path)
-    except sqlite3.OperationalError as error:
-        raise LedgerError(f"cannot read {path}: {error}") from error
+    if may_be_written(path):
+        return f"{file.as_uri()}?mode=rw"
+    if _wal(file).exists():
+        raise LedgerError(
+            f"cannot read {path}, because you may not write it and some of its rows are in its -wal file; "
+            "copy it with its -wal file to a folder you can write, and make the copies writable"
+        )
+    return f"{file.as_uri()}?mode=ro&immutable=1"
+
+
+def _join(connection: sqlite3.Connection, more: int) -> None:
+    """Make the tables of several ledgers one, by views that hide those of the first."""
+    ledgers = ["main", *(f"more_{number}" for number in range(1, more + 1))]
+    for table, key in (("usage_records", "id"), ("usage_iterations", "record_id"), ("usage_revisions", "record_id")):
+        columns = {
+            ledger: [row[0] for row in connection.execute("SELECT name FROM pragma_table_xinfo(?, ?)", (table, ledger))]
+            for ledger in ledgers
+        }
+        names = list(dict.fromkeys(name for each in columns.values() for name in each))
+        parts = []
+        for place, ledger in enumerate(ledgers):
+            if not columns[ledger]:
+                continue  # an older ledger has no trail
+            shown = ", ".join(f'"{name}"' if name in columns[ledger] else f'NULL AS "{name}"' for name in names)
+            is_in = {
+                other: f"EXISTS (SELECT 1 FROM {other}.usage_records AS other WHERE other.id = own.{key})"
+                for other in ledgers
+            }
+            elsewhere = " ".join(f"AND NOT {is_in[other]}" for other in ledgers[:place])
+            if table == "usage_revisions":  # which outlast a row that was archived from the first ledger
+                later = [f"NOT {is_in[other]}" for other in ledgers[place + 1 :]]
+                elsewhere += f" AND ({is_in[ledger]} OR ({' AND '.join(later) or 'true'}))"
+            parts.append(f"SELECT {shown} FROM {ledger}.{table} AS own WHERE true {elsewhere}")
+        if parts:
+            connection.execute(f"CREATE TEMP VIEW {table} AS {' UNION ALL '.join(parts)}")
 
 
 def may_be_written(path: Path) -> bool:
@@ -87,15 +134,18 @@ def _may_write(path: Path) -> bool:
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _checked(address: str, path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+def _checked(path: Path) -> sqlite3.Connection:
+    """Connect to a ledger, after seeing to it that it is one."""
     try:
-        connection.execute("PRAGMA query_only = 1")  # also where it is open for writing
-        if not check_marks(connection, path):
-            raise LedgerError(f"{path} is empty and not a usage ledger; name another with --db")
-    except BaseException:
-        connection.close()
-        raise
+        connection = sqlite3.connect(_address(path), uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            if not check_marks(connection, path):
+                raise LedgerError(f"{path} is empty and not a usage ledger; name another with --db")
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.OperationalError as error:
+        raise LedgerError(f"cannot read {path}: {error}") from error
     return connection
 
 
@@ -104,7 +154,7 @@ class Reader:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        connection.text_factory = _text
+        connection.text_factory = as_utf8
         money.register(connection)
 
     def rows(self, filters: Filters, columns: Sequence[str], last: int | None = None) -> Iterator[tuple[Any, ...]]:
@@ -170,7 +220,7 @@ class Reader:
 
     def revisions(self, record_id: str) -> list[tuple[Any, ...]]:
         """Return the trail of one row, oldest first: when, who, source, reason, before and after."""
-        if not self._has_trail():
+        if not self.has_table("usage_revisions"):
             return []
         return self.connection.execute(
             "SELECT revised_at, revised_by, source, reason, before, after FROM usage_revisions "
@@ -180,7 +230,7 @@ class Reader:
 
     def afters(self, record_ids: Sequence[str]) -> list[tuple[str, str]]:
         """Return id and `after` of these rows' revisions, one row after the other, oldest first."""
-        if not self._has_trail():
+        if not self.has_table("usage_revisions"):
             return []
         return self.connection.execute(
             "SELECT record_id, after FROM usage_revisions "
@@ -189,25 +239,26 @@ class Reader:
         ).fetchall()
 
     def revised_but_gone(self) -> list[str]:
-        """Return the ids of rows that the trail knows and the ledger does not have."""
-        if not self._has_trail():
+        """Return the ids of rows that the trail knows, and that are neither in the ledger nor archived."""
+        if not self.has_table("usage_revisions"):
             return []
+        archived = "AND record_id NOT IN (SELECT key FROM usage_archived) " if self.has_table("usage_archived") else ""
         found = self.connection.execute(
             "SELECT DISTINCT record_id FROM usage_revisions WHERE record_id IS NOT NULL "
-            "AND record_id NOT IN (SELECT id FROM usage_records) ORDER BY record_id LIMIT 100"
+            f"AND record_id NOT IN (SELECT id FROM usage_records) {archived}ORDER BY record_id LIMIT 100"
         )
         return [row[0] for row in found]
 
     def trail_length(self) -> int:
         """Return how many entries the trail has."""
-        if not self._has_trail():
+        if not self.has_table("usage_revisions"):
             return 0
         return int(self.connection.execute("SELECT count(*) FROM usage_revisions").fetchone()[0])
 
     def broken_links(self) -> Iterator[str]:
         """Name the first entry of the trail that does not follow from the one before; nothing where all do."""
-        if not self._has_trail():
-            if self._had_trail():
+        if not self.has_table("usage_revisions"):
+            if self.was_migrated("create_usage_revisions"):
                 yield "trail: its table usage_revisions is gone"
             return
         triggers = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
@@ -241,19 +292,16 @@ class Reader:
         found = [row[0] for row in self.connection.execute("PRAGMA integrity_check(20)")]
         return [] if found == ["ok"] else found
 
-    def _has_trail(self) -> bool:
-        """Whether there is a trail; an older ledger has none."""
-        found = self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage_revisions'").fetchone()
-        return found is not None
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table; an older ledger does not have all of them."""
+        return self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
 
-    def _had_trail(self) -> bool:
-        """Whether this ledger's migrations made the trail."""
-        table = self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_sqlite_migrations'").fetchone()
-        return table is not None and bool(
-            self.connection.execute(
-                "SELECT 1 FROM _sqlite_migrations WHERE name = 'create_usage_revisions' LIMIT 1"
-            ).fetchone()
-        )
+    def was_migrated(self, migration: str) -> bool:
+        """Whether this ledger once got what a migration of `schema` makes."""
+        if not self.has_table("_sqlite_migrations"):
+            return False
+        found = self.connection.execute("SELECT 1 FROM _sqlite_migrations WHERE name = ?", (migration,)).fetchone()
+        return found is not None
 
     def books(self, filters: Filters) -> money.Books:
         """Add up what the rows that match cost."""
@@ -285,10 +333,10 @@ def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _plain_value(value: Any) -> Any:
     if isinstance(value, bytes):
-        return _text(value)
+        return as_utf8(value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _text(raw: bytes) -> str:
+def as_utf8(raw: bytes) -> str:
     """Decode UTF-8, with U+FFFD for what is none."""
     return raw.decode("utf-8", "replace")

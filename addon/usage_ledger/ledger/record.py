@@ -79,9 +79,6 @@ class Record(msgspec.Struct, array_like=True, kw_only=True):
     writer: str = ""
 
 
-ITERATION_COLUMNS: tuple[str, ...] = IterationRow.__struct_fields__
-
-
 class Entry(msgspec.Struct):
     """What is handed to the writer: a record with its iterations, and how it finds its row.
 

@@ -12,7 +12,7 @@ import os
 import pwd
 import socket
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -29,36 +29,58 @@ and `iterations` the rest of their columns, from `type` on."""
 
 
 class Revision(NamedTuple):
-    """One change of one row: why, and the columns it changed, before and after."""
+    """One change of one row: why, and the columns it changed, before and after.
 
-    record_id: str
+    Without a `record_id` it is about the ledger as a whole: closed books, an archive.
+    """
+
+    record_id: str | None
     reason: str
     before: Values
     after: Values
 
 
-def append(connection: sqlite3.Connection, source: str, revisions: Iterable[Revision]) -> None:
-    """Add entries to the trail, within the transaction that changes the rows. `source` is the command that does so."""
-    last = connection.execute("SELECT position, hash FROM usage_revisions ORDER BY position DESC LIMIT 1").fetchone()
-    position, link = last or (0, "")
+def append(connection: sqlite3.Connection, source: str, revisions: Iterable[Revision]) -> tuple[int, str]:
+    """Add entries to the trail, within the transaction that changes the rows; return its last position and hash.
+
+    `source` is the command that does so.
+    """
     revised_at, revised_by = format_moment(datetime.now(UTC)), who()
-    entries = []
-    for revision in revisions:
-        position += 1
-        entry = (
-            position,
-            revised_at,
-            revised_by,
-            source,
-            revision.reason,
-            revision.record_id,
-            _as_json(revision.before),
-            _as_json(revision.after),
-        )
-        link = hash_of(link, entry)
-        entries.append((*entry, link))
+    return append_entries(
+        connection,
+        (
+            (
+                *(revised_at, revised_by, source, revision.reason, revision.record_id),
+                *(_as_json(revision.before), _as_json(revision.after)),
+            )
+            for revision in revisions
+        ),
+    )
+
+
+def append_entries(connection: sqlite3.Connection, entries: Iterable[tuple[str | None, ...]]) -> tuple[int, str]:
+    """Add entries as they are (their columns from `revised_at` to `after`); return the trail's last position and hash.
+
+    So an archive takes over what was said of its rows, in a chain of its own.
+    """
+    position, link = head(connection)
+
+    def chained() -> Iterator[tuple[str | int | None, ...]]:
+        nonlocal position, link
+        for entry in entries:
+            position += 1
+            link = hash_of(link, (position, *entry))
+            yield (position, *entry, link)
+
     places = ", ".join("?" for _ in COLUMNS)
-    connection.executemany(f"INSERT INTO usage_revisions ({', '.join(COLUMNS)}) VALUES ({places})", entries)
+    connection.executemany(f"INSERT INTO usage_revisions ({', '.join(COLUMNS)}) VALUES ({places})", chained())
+    return position, link
+
+
+def head(connection: sqlite3.Connection) -> tuple[int, str]:
+    """Return the position and the hash of the trail's last entry; 0 and "" where there is none."""
+    last = connection.execute("SELECT position, hash FROM usage_revisions ORDER BY position DESC LIMIT 1").fetchone()
+    return last or (0, "")
 
 
 def hash_of(link: str, entry: tuple[str | int | None, ...]) -> str:

@@ -151,6 +151,64 @@ def add_costs_of_iterations(database: Database) -> None:
     database.execute("ALTER TABLE usage_iterations ADD COLUMN total_cost TEXT")
 
 
+@_migrations()
+def create_closings_and_archive(database: Database) -> None:
+    """Periods whose books are closed, what came or changed in them afterwards, and which rows were archived."""
+    database.execute(
+        """
+        CREATE TABLE usage_closings (
+            number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+            since TEXT NOT NULL,
+            until TEXT NOT NULL,
+            position INTEGER
+        ) STRICT
+        """
+    )
+    database.execute("CREATE INDEX usage_closings_until ON usage_closings(until)")
+    database.execute(
+        """
+        CREATE TABLE usage_late (
+            closing INTEGER NOT NULL,
+            record_id TEXT NOT NULL,
+            what TEXT NOT NULL,
+            noticed_at TEXT NOT NULL,
+            PRIMARY KEY (closing, record_id)
+        ) STRICT, WITHOUT ROWID
+        """
+    )
+    # Proxies go on writing whatever is closed: no request may be lost. So what they change there is noted instead.
+    for what, event in (("came", "INSERT"), ("changed", "UPDATE")):
+        database.execute(
+            f"""
+            CREATE TRIGGER usage_late_{what} AFTER {event} ON usage_records
+            WHEN new.occurred_at < (SELECT max(until) FROM usage_closings)
+            BEGIN
+                INSERT OR IGNORE INTO usage_late (closing, record_id, what, noticed_at)
+                SELECT max(number), new.id, '{what}', strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                FROM usage_closings WHERE since <= new.occurred_at AND new.occurred_at < until
+                HAVING max(number) IS NOT NULL;
+            END
+            """
+        )
+    database.execute(
+        """
+        CREATE TABLE usage_archives (
+            number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+            hash TEXT UNIQUE NOT NULL,
+            position INTEGER
+        ) STRICT
+        """
+    )
+    database.execute(
+        """
+        CREATE TABLE usage_archived (
+            key TEXT PRIMARY KEY NOT NULL,
+            archive INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """
+    )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date; safe when several processes do it at once.
 

@@ -6,8 +6,7 @@ worse one: corrected > complete > none > partial > missing > pending, and that a
 (but a partial row takes a larger lower bound, and a pending row what its own writer has learnt since).
 """
 
-from usage_ledger.ledger.columns import COLUMNS
-from usage_ledger.ledger.record import ITERATION_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 
 
 def _rank(row: str) -> str:
@@ -64,6 +63,16 @@ FIND_IDS = """
     SELECT value FROM json_each(?1) WHERE value IN (SELECT id FROM usage_records)
 """
 """Which of these ids have rows."""
+
+FIND_ARCHIVED = "SELECT key FROM usage_archived WHERE key IN (SELECT value FROM json_each(?1))"
+"""Which of these keys are of rows that were archived."""
+
+ARCHIVE_KEY = """
+    CASE WHEN request_id IS NOT NULL THEN 'request ' || request_id
+        WHEN message_id IS NOT NULL THEN 'message ' || message_id
+        ELSE 'start ' || occurred_at || ' ' || host || ' ' || path END
+"""
+"""What a flow without a lasting id (HAR) finds its archived row by."""
 
 FIND_BY_REQUEST_ID = "SELECT id FROM usage_records WHERE request_id = ?1 ORDER BY occurred_at LIMIT 1"
 FIND_BY_MESSAGE_ID = """

@@ -78,6 +78,7 @@ class Store:
 
     def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
         """Write a batch of entries, in their order, and remove withdrawn pending rows: all of it or nothing."""
+        entries = self._without_archived(entries)
         self._find_aliases(entries)
         if not withdrawn and all(map(_is_plain, entries)):
             self._upsert(entries)
@@ -114,6 +115,16 @@ class Store:
         changed = self.connection.execute(f"{statement} RETURNING id", (_as_json([entry.record]),)).fetchall()
         if changed and entry.iterations:
             self.connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
+
+    def _without_archived(self, entries: list[Entry]) -> list[Entry]:
+        """Leave out replayed flows whose rows were archived. A live request gets its row whatever it is called."""
+        replayed = [entry for entry in entries if entry.record.origin == "replay"]
+        if not replayed:
+            return entries
+        keys = {id(entry): _keys(entry) for entry in replayed}
+        asked = _as_json([key for each in keys.values() for key in each])
+        found = {row[0] for row in self.connection.execute(statements.FIND_ARCHIVED, (asked,))}
+        return [entry for entry in entries if found.isdisjoint(keys.get(id(entry), ()))] if found else entries
 
     def _find_aliases(self, entries: list[Entry]) -> None:
         """Give an entry without a row the id of the row that a HAR of the same flow has made."""
@@ -175,6 +186,20 @@ class Store:
             if own is not None and _identity(name) == own:
                 with contextlib.suppress(OSError):
                     os.unlink(name)
+
+
+def _keys(entry: Entry) -> list[str]:
+    """Return what a replayed flow's row may be archived under."""
+    record = entry.record
+    keys = [record.id] if entry.alias is None else [record.id, entry.alias]
+    if entry.identify:
+        if record.request_id:
+            keys.append(f"request {record.request_id}")
+        elif record.message_id:
+            keys.append(f"message {record.message_id}")
+        else:
+            keys.append(f"start {record.occurred_at} {record.host} {record.path}")
+    return keys
 
 
 def _rename(entry: Entry, row_id: str) -> None:

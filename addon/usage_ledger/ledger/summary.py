@@ -8,10 +8,11 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from datetime import datetime, tzinfo
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger.filters import CORRECTED, FINAL, Filters
-from usage_ledger.ledger.money import Books, books
+from usage_ledger.ledger.money import EXACT, Books, as_text, books
 from usage_ledger.ledger.reading import Reader
 
 _OF_ITERATIONS = (
@@ -61,6 +62,30 @@ class Sums(NamedTuple):
     @property
     def total_tokens(self) -> int:
         return sum(self.counts[name] for name in _TOTAL)
+
+    def fields(self) -> dict[str, Any]:
+        """Return what programs get of a group. Money is text, because it is exact."""
+        billed, subscription, unpriced, unsettled = self.books
+        return {
+            "requests": self.requests,
+            **self.counts,
+            "total_tokens": self.total_tokens,
+            "billed_cost": as_text(billed),
+            "subscription_list_price": as_text(subscription),
+            "flagged": self.flagged,
+            "unpriced": unpriced,
+            "unsettled": unsettled,
+        }
+
+
+def plus(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Add up what two groups say in `Sums.fields`."""
+    return {
+        name: as_text(EXACT.add(Decimal(value), Decimal(other[name])))
+        if isinstance(value, str)
+        else value + other[name]
+        for name, value in one.items()
+    }
 
 
 def summarize(reader: Reader, filters: Filters, by: Sequence[str], zone: tzinfo | None = None) -> Iterator[Sums]:

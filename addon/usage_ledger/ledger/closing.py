@@ -1,0 +1,236 @@
+"""Closing: periods whose books are closed, and what came or changed in them afterwards.
+
+Room: ledger. Imports the standard library and its neighbours in this room. A period goes from the last closing to its
+own date; its totals stand in the trail. Commands change nothing in it any more unless they are told to; proxies do,
+because no request may be lost, and the ledger's triggers note what (`usage_late`).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from usage_ledger.ledger import revisions
+from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.reading import Reader
+from usage_ledger.ledger.summary import plus, summarize
+
+if TYPE_CHECKING:
+    from usage_ledger.ledger.editing import Editor
+
+TRIES = 5
+"""How often totals are added up anew because rows of the period changed meanwhile."""
+
+TRIGGERS = ("usage_late_came", "usage_late_changed")
+
+LATE_SHOWN = 100
+
+
+class Closing(NamedTuple):
+    """A closed period: rows with `since` <= `occurred_at` < `until`. `position` is that of its entry in the trail."""
+
+    number: int
+    since: str
+    until: str
+    position: int
+
+
+class Late(NamedTuple):
+    """A row that `came` to a closed period, or `changed` in it, after it was closed."""
+
+    until: str
+    record_id: str
+    what: str
+    noticed_at: str
+
+
+def closings(reader: Reader) -> list[Closing]:
+    """Return the closed periods, oldest first; of one that was closed again, the last time."""
+    if not reader.has_table("usage_closings"):
+        return []
+    found = reader.connection.execute(
+        "SELECT max(number), since, until, position FROM usage_closings WHERE position IS NOT NULL "
+        "GROUP BY until ORDER BY until"
+    )
+    return [Closing(*row) for row in found]
+
+
+def closed_until(reader: Reader) -> str | None:
+    """Return until when the books are closed; None where they are open."""
+    closed = closings(reader)
+    return closed[-1].until if closed else None
+
+
+def refuse_closed(reader: Reader, record_ids: Sequence[str]) -> None:
+    """Raise `LedgerError` where one of these rows is of a closed period."""
+    until = closed_until(reader)
+    if until is not None:
+        found = reader.connection.execute(
+            "SELECT id FROM usage_records WHERE id IN (SELECT value FROM json_each(?)) AND occurred_at < ? LIMIT 1",
+            (json.dumps(list(record_ids)), until),
+        ).fetchone()
+        if found is not None:
+            raise LedgerError(f"row {found[0]} is of {describe(until)}; --reopen changes it all the same")
+
+
+def describe(until: str) -> str:
+    """Name a closed period, for a message."""
+    return f"a period that is closed (until {shown(until)})"
+
+
+def shown(moment: str) -> str:
+    """Write a ledger time as short as it can be."""
+    return moment.removesuffix("T00:00:00.000Z")
+
+
+def late(reader: Reader) -> Iterator[Late]:
+    """Return what came or changed in closed periods since they were closed, oldest first."""
+    for each in closings(reader):
+        for row in reader.connection.execute(
+            "SELECT record_id, what, noticed_at FROM usage_late WHERE closing = ? ORDER BY noticed_at, record_id",
+            (each.number,),
+        ):
+            yield Late(each.until, *row)
+
+
+def close_books(editor: "Editor", until: str, note: str) -> dict[str, Any]:
+    """Close the books until a time, or close a period again; return what its entry in the trail says.
+
+    Raises `LedgerError` where that time is within a closed period, or requests of the period are still in flight. The
+    totals are added up without keeping proxies waiting; should a row of the period change meanwhile, once more.
+    """
+    for _ in range(TRIES):
+        with editor.transaction():
+            number, since, former = _begin(editor, until)
+        with editor.snapshot():
+            (sums,) = summarize(editor, Filters(since=since, until=until), ())
+        with editor.transaction():
+            entry = _end(editor, number, former, sums.fields(), note)
+        if entry is not None:
+            editor.check_current()
+            return entry
+    raise LedgerError(f"rows before {shown(until)} keep changing while they are added up; try again")
+
+
+def _begin(editor: "Editor", until: str) -> tuple[int, str, Closing | None]:
+    """Let the ledger's triggers note from now on what changes before `until`; return the period's number and start."""
+    connection = editor.connection
+    connection.execute(
+        "DELETE FROM usage_late WHERE closing IN (SELECT number FROM usage_closings WHERE position IS NULL)"
+    )
+    connection.execute("DELETE FROM usage_closings WHERE position IS NULL")  # one that did not come to its end
+    closed = closings(editor)
+    former = next((each for each in closed if each.until == until), None)
+    if former is None and closed and until < closed[-1].until:
+        ends = ", ".join(shown(each.until) for each in closed[-6:])
+        raise LedgerError(
+            f"the books are closed until {shown(closed[-1].until)} already; "
+            f"a period is closed again by its own end: {ends}"
+        )
+    since = former.since if former is not None else closed[-1].until if closed else ""
+    pending = editor.count(Filters(since=since, until=until), "usage_state = 'pending'")
+    if pending:
+        raise LedgerError(
+            f"{pending} request(s) before {shown(until)} are still in flight, or were left so by a proxy that was "
+            "killed, which the next start of one settles"
+        )
+    number = connection.execute("INSERT INTO usage_closings (since, until) VALUES (?, ?)", (since, until)).lastrowid
+    assert number is not None
+    return number, since, former
+
+
+def _end(
+    editor: "Editor", number: int, former: Closing | None, totals: dict[str, Any], note: str
+) -> dict[str, Any] | None:
+    """Write a closing's entry into the trail; None where rows of its period have changed since it began."""
+    connection = editor.connection
+    begun = connection.execute("SELECT since, until FROM usage_closings WHERE number = ?", (number,)).fetchone()
+    changed = connection.execute("SELECT 1 FROM usage_late WHERE closing = ? LIMIT 1", (number,)).fetchone()
+    if begun is None or changed is not None:
+        return None
+    since, until = begun
+    came_late = 0
+    if former is not None:
+        found = connection.execute("SELECT count(*) FROM usage_late WHERE closing = ?", (former.number,))
+        came_late = found.fetchone()[0]
+    _, link = revisions.head(connection)
+    after = {
+        "closed_since": since or None,
+        "closed_until": until,
+        **totals,
+        "late": came_late,
+        "head": link,
+        "reconciliation": None,
+    }
+    before = {} if former is None else _told(editor, former)
+    entry = revisions.Revision(None, note, before, after)
+    position, hash_ = revisions.append(connection, "close", [entry])
+    connection.execute("UPDATE usage_closings SET position = ? WHERE number = ?", (position, number))
+    return {**after, "position": position, "hash": hash_}
+
+
+def broken(reader: Reader) -> Iterator[str]:
+    """Name what does not agree between closed periods, their entries in the trail, and the rows."""
+    if not reader.has_table("usage_closings"):
+        if reader.was_migrated("create_closings_and_archive"):
+            yield "closings: their table usage_closings is gone"
+        return
+    triggers = {row[0] for row in reader.connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+    for name in TRIGGERS:
+        if name not in triggers:
+            yield f"closings: their trigger {name} is gone, so that late rows are not noticed"
+    entries = dict(reader.connection.execute("SELECT position, after FROM usage_revisions WHERE source = 'close'"))
+    known = {
+        row[0]: row[1]
+        for row in reader.connection.execute("SELECT position, until FROM usage_closings WHERE position IS NOT NULL")
+    }
+    for position in sorted(entries.keys() | known.keys()):
+        if _field(entries.get(position), "closed_until") != known.get(position):
+            yield f"closings: entry {position} of the trail and usage_closings do not say the same"
+            return
+    for closing in closings(reader):
+        yield from _differences(reader, closing)
+
+
+def _differences(reader: Reader, closing: Closing) -> Iterator[str]:
+    found = [each for each in late(reader) if each.until == closing.until]
+    for each in found[:LATE_SHOWN]:
+        yield f"row {each.record_id}: it {each.what} on {each.noticed_at}, after the books were closed until " + shown(
+            closing.until
+        )
+    if len(found) > LATE_SHOWN:
+        yield f"and {len(found) - LATE_SHOWN:,} more rows of the period until {shown(closing.until)}"
+    if found:
+        return
+    (sums,) = summarize(reader, Filters(since=closing.since, until=closing.until), ())
+    told, now = _told(reader, closing), sums.fields()
+    for (after,) in reader.connection.execute(
+        "SELECT after FROM usage_revisions WHERE source = 'archive' AND position > ?", (closing.position,)
+    ):
+        archived = (_field(after, "of_closings") or {}).get(closing.until)
+        now = plus(now, archived) if archived else now
+    for name, value in now.items():
+        if told.get(name) != value:
+            yield f"books closed until {shown(closing.until)}: {name} was {told.get(name)}, and is {value}"
+
+
+def _told(reader: Reader, closing: Closing) -> dict[str, Any]:
+    """Return what the trail says of a closed period."""
+    found = reader.connection.execute(
+        "SELECT after FROM usage_revisions WHERE position = ?", (closing.position,)
+    ).fetchone()
+    told = _decoded(found[0] if found else None)
+    return told if isinstance(told, dict) else {}
+
+
+def _field(after: str | None, name: str) -> Any:
+    told = _decoded(after)
+    return told.get(name) if isinstance(told, dict) else None
+
+
+def _decoded(text: str | None) -> Any:
+    """Decode JSON of the trail, which another program may have broken."""
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
