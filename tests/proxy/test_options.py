@@ -24,6 +24,13 @@ from scripts.real_proxy import ADDON, mitmdump
         ("usage_on_ledger_error=panic", "usage_on_ledger_error"),
         ("usage_capture=sometimes", "usage_capture"),
         ("usage_db=/", "is a folder"),
+        ("usage_alert_rate=2", "usage_alert_rate: '2' is no share from 0 to 1"),
+        ("usage_alert_rate=nan", "is no share from 0 to 1"),
+        ("usage_alert_rate=many", "is no share from 0 to 1"),
+        ("usage_alert_window=soon", "usage_alert_window: 'soon' is no span of time"),
+        ("usage_alert_window=0m", "is no span of time"),
+        ("usage_alert_min=0", "usage_alert_min: 0 is not a number from 1 on"),
+        ("usage_alert_url=TOKEN://x", "usage_alert_url: it is no address that Apprise knows"),
     ],
 )
 def test_a_bad_option_is_named(tmp_path: Path, option: str, says: str) -> None:

@@ -105,6 +105,7 @@ def _copy(editor: Editor, before: str, unfinished: Path, note: str, progress: Ca
     try:
         with closed_at_end(sqlite3.connect(unfinished, isolation_level=None)) as copy:
             copy.execute("PRAGMA synchronous = OFF")  # it is synced as a whole, at the end
+            copy.execute("PRAGMA journal_mode = MEMORY")  # should this be killed, it is made anew
             copy.text_factory = as_utf8
             migrate(copy)
             copy.execute("ATTACH ? AS source", (str(editor.path),))
@@ -191,16 +192,20 @@ def _begun(editor: Editor, before: str, path: Path) -> str:
             "SELECT source, after, hash FROM usage_revisions ORDER BY position DESC LIMIT 1"
         ).fetchone()
         count = copy.connection.execute("SELECT count(*) FROM usage_records").fetchone()[0]
+        first = [row[0] for row in copy.connection.execute("SELECT id FROM usage_records LIMIT ?", (PAGE,))]
     after = json.loads(told[1]) if told is not None and told[0] == "archive" else {}
     is_ours = after.get("archived_before") == before and after.get("requests") == count
     with editor.transaction():
         connection = editor.connection
         head = after.get("source_head")
         known = head == "" or connection.execute("SELECT 1 FROM usage_revisions WHERE hash = ?", (head,)).fetchone()
-        done = connection.execute(
-            "SELECT 1 FROM usage_archives WHERE hash = ? AND position IS NOT NULL", (told[2] if told else "",)
+        begun = connection.execute(
+            "SELECT position FROM usage_archives WHERE hash = ?", (told[2] if told else "",)
         ).fetchone()
-        if not is_ours or not known or done:
+        if begun is not None and begun[0] is not None:
+            raise FileExistsError(f"{path} is there already, and complete; name another file for what came since")
+        may_go_on = begun is not None or editor.having("id", first, ["id"])
+        if not (is_ours and known and may_go_on):
             raise FileExistsError(f"{path} is there already; name another file")
         connection.execute("INSERT OR IGNORE INTO usage_archives (hash) VALUES (?)", (told[2],))
     return str(told[2])
@@ -281,8 +286,6 @@ def _remove_page(connection: sqlite3.Connection, number: int, ids: list[str]) ->
 
 def _finish(editor: Editor, before: str, path: Path, hash_: str, note: str, archived: Archived) -> None:
     """Write into the trail what was archived, once all of it was."""
-    if not archived.totals["requests"]:
-        raise FileExistsError(f"{path} is there already, and no row of it is in this ledger; name another file")
     after = {
         "archived_before": before,
         "archive": path.name,
@@ -298,7 +301,7 @@ def _finish(editor: Editor, before: str, path: Path, hash_: str, note: str, arch
 
 def broken(reader: Reader) -> Iterator[str]:
     """Name what does not agree between archives and their entries in the trail."""
-    if not reader.has_table("usage_archives"):
+    if not (reader.has_table("usage_archives") and reader.has_table("usage_revisions")):
         return
     known = dict(reader.connection.execute("SELECT hash, position FROM usage_archives"))
     entries = reader.connection.execute(

@@ -28,6 +28,7 @@ def back_up(ledger: Path, target: Path, progress: Callable[[int, int], None]) ->
             source.trail_length()  # from now on it is read as it is at this moment, so that nothing makes it start anew
             try:
                 copy.execute("PRAGMA synchronous = OFF")  # it is synced as a whole, at the end
+                copy.execute("PRAGMA journal_mode = MEMORY")
                 source.connection.backup(
                     copy, pages=PAGES, progress=lambda _status, left, count: progress(left, count), sleep=0
                 )

@@ -174,7 +174,10 @@ class Exchange:
             entry = rows.unjudged_entry(copy(self.record), self.flow, ending)
         line, warns = rows.log_line(entry.record)
         _log.log(logging.WARNING if warns else logging.INFO, line)
-        return self.writer.submit(entry)
+        stored = self.writer.submit(entry)
+        if self.settings.alerts is not None:
+            self.settings.alerts.count(bool(entry.record.requires_manual_review))
+        return stored
 
     def _settled_entry(self, ending: Ending) -> Entry:
         response = self.flow.response

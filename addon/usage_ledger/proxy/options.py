@@ -6,6 +6,7 @@ work is an `OptionsError` that names it, before any traffic is touched.
 
 import dataclasses
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 from mitmproxy import exceptions, flowfilter
@@ -13,10 +14,12 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 from mitmproxy.utils import human
 
+from usage_ledger.ledger.filters import as_span
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ledger_path
 from usage_ledger.prices.own import PriceFileError, price_file, read_prices
 from usage_ledger.prices.pricer import Pricer, is_listed
+from usage_ledger.proxy.alerts import AlertError, Alerts, Rule, alerts_for
 
 DEFAULT_FILTER = '~m ^POST$ & ~u "^[^?]*/v1/messages([?]|$)"'
 
@@ -83,6 +86,14 @@ def declare(loader: Loader) -> None:
         "",
         "Own prices (TOML). Empty: $USAGE_LEDGER_PRICES, else prices.toml beside the ledger if there is one.",
     )
+    loader.add_option(
+        "usage_alert_rate", str, "0", "Alert when the flagged share of the window exceeds this (0 to 1; 0: off)."
+    )
+    loader.add_option("usage_alert_window", str, "1h", "The window in which requests are counted: 90m, 1h, 7d.")
+    loader.add_option("usage_alert_min", int, 5, "Flagged requests in the window below which no alert is sent.")
+    loader.add_option(
+        "usage_alert_url", str, "", "Where alerts go besides the log: an Apprise URL (needs the extra `alerts`)."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +110,7 @@ class Settings:
     streams_large_bodies: bool
     prices: str
     pricer: Pricer
+    alerts: Alerts | None
 
 
 def settings_from(options: Options, former: Settings | None = None, reads_prices: bool = True) -> Settings:
@@ -125,6 +137,7 @@ def settings_from(options: Options, former: Settings | None = None, reads_prices
         capture_limit=limit if capture else 0,
         streams_large_bodies=bool(options.stream_large_bodies),
         prices=options.usage_prices,
+        alerts=_alerts(options, former),
         pricer=former.pricer if former and not reads_prices else _pricer(options.usage_prices, ledger, former),
     )
 
@@ -137,6 +150,30 @@ def _ledger(value: str) -> Path:
     if path.is_dir():
         raise exceptions.OptionsError(f"usage_db: {path} is a folder; give the path of a file in it")
     return path
+
+
+def _alerts(options: Options, former: Settings | None) -> Alerts | None:
+    try:
+        rate = float(options.usage_alert_rate)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= 1:
+        raise exceptions.OptionsError(f"usage_alert_rate: {options.usage_alert_rate!r} is no share from 0 to 1")
+    try:
+        window = as_span(options.usage_alert_window)
+    except ValueError:
+        window = timedelta()
+    if not window:
+        raise exceptions.OptionsError(
+            f"usage_alert_window: {options.usage_alert_window!r} is no span of time; say 90m, 1h or 7d"
+        )
+    if options.usage_alert_min < 1:
+        raise exceptions.OptionsError(f"usage_alert_min: {options.usage_alert_min} is not a number from 1 on")
+    rule = Rule(rate, window, options.usage_alert_window, options.usage_alert_min, options.usage_alert_url)
+    try:
+        return alerts_for(rule, former.alerts if former is not None else None)
+    except AlertError as error:
+        raise exceptions.OptionsError(f"usage_alert_url: {error}") from None  # mitmproxy would print both
 
 
 def _pricer(value: str, ledger: Path, former: Settings | None) -> Pricer:

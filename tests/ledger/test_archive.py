@@ -1,0 +1,312 @@
+"""Archive: every row is in at least one ledger at every moment, and nothing brings an archived one back."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from usage_ledger.ledger import archive as archiving
+from usage_ledger.ledger.archive import Archived, archive, broken
+from usage_ledger.ledger.closing import broken as broken_closings
+from usage_ledger.ledger.editing import Change, open_for_editing
+from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.reading import open_for_reading
+from usage_ledger.ledger.record import Entry, IterationRow
+from usage_ledger.ledger.store import Store
+from usage_ledger.ledger.summary import summarize
+
+from tests.ledger.test_closing import NOVEMBER, close, record, sql, write
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    path = tmp_path / "usage.db"
+    entries = [
+        Entry(record("a", request_id="req_a", message_id="msg_a")),
+        Entry(record("b", credential_kind="oauth", message_id="msg_b")),
+        Entry(record("c"), [IterationRow("c", place, "message", None, 1, input_tokens=500) for place in (0, 1)]),
+        Entry(record("d", total_cost=None)),
+        Entry(record("none", usage_state="none", total_cost="0", input_tokens=0, total_tokens=0)),
+        Entry(record("flagged", usage_state="missing", total_cost=None, requires_manual_review=1)),
+        Entry(record("pending", usage_state="pending", total_cost=None)),
+        Entry(record("nov", "2026-11-05")),
+    ]
+    with closing(Store(path, "normal", "abc")) as store:
+        store.write(entries, [])
+    with open_for_editing(path) as editor:
+        for id_ in ("a", "nov"):
+            editor.change("review", [Change(id_, "x", {"tag": None}, {"tag": "team"})])
+    return path
+
+
+def move(ledger: Path, target: Path, before: str = NOVEMBER) -> Archived | None:
+    with open_for_editing(ledger) as editor:
+        return archive(editor, before, target, "", lambda _rows: None)
+
+
+def ids(*paths: Path) -> list[str]:
+    with open_for_reading(*paths) as reader:
+        return sorted(row[0] for row in reader.rows(Filters(), ["id"]))
+
+
+def rows(*paths: Path) -> list[tuple[Any, ...]]:
+    """All that is in one or more ledgers, and what is said of it."""
+    with open_for_reading(*paths) as reader:
+        tables = (
+            "SELECT * FROM usage_records ORDER BY id",
+            "SELECT * FROM usage_iterations ORDER BY record_id, position",
+            "SELECT record_id, revised_at, before, after FROM usage_revisions WHERE record_id > '' ORDER BY 1, 2",
+        )
+        return [row for table in tables for row in reader.connection.execute(table)]
+
+
+def is_well(path: Path) -> bool:
+    with open_for_reading(path) as reader:
+        findings = [*reader.broken_links(), *broken_closings(reader), *broken(reader), *reader.integrity()]
+        return findings == [] and reader.revised_but_gone() == []
+
+
+def totals(*paths: Path) -> dict[str, Any]:
+    with open_for_reading(*paths) as reader:
+        return next(summarize(reader, Filters(), ())).fields()
+
+
+def test_settled_rows_move_with_all_that_belongs_to_them(ledger: Path, tmp_path: Path) -> None:
+    before, sums = rows(ledger), totals(ledger)
+    target = tmp_path / "old.db"
+    moved = move(ledger, target)
+    assert moved is not None
+    assert (moved.totals["requests"], moved.pending, moved.flagged, moved.differ) == (5, 1, 1, 0)
+    assert ids(target) == ["a", "b", "c", "d", "none"]
+    assert ids(ledger) == ["flagged", "nov", "pending"]
+    assert rows(ledger, target) == before
+    assert totals(ledger, target) == sums
+    assert is_well(ledger)
+    assert is_well(target)
+
+
+def test_an_entry_records_count_totals_and_the_copys_last_hash(ledger: Path, tmp_path: Path) -> None:
+    move(ledger, tmp_path / "old.db")
+    with open_for_reading(tmp_path / "old.db") as copy:
+        (hash_,) = copy.connection.execute("SELECT hash FROM usage_revisions ORDER BY position DESC").fetchone()
+    with open_for_reading(ledger) as reader:
+        source, record_id, after = reader.connection.execute(
+            "SELECT source, record_id, after FROM usage_revisions ORDER BY position DESC"
+        ).fetchone()
+    told = json.loads(after)
+    assert (source, record_id, told["archive_hash"], told["archive"]) == ("archive", None, hash_, "old.db")
+    wanted = {"requests": 5, "input_tokens": 4_000, "unpriced": 1, "unsettled": 0}
+    assert {name: told[name] for name in wanted} == wanted
+    assert (told["billed_cost"], told["subscription_list_price"]) == ("0.006", "0.003")
+
+
+def test_closed_books_still_agree_with_what_was_archived_from_them(ledger: Path, tmp_path: Path) -> None:
+    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
+    close(ledger, "2026-10-01T00:00:00.000Z")
+    close(ledger, NOVEMBER)
+    move(ledger, tmp_path / "old.db")
+    assert is_well(ledger)
+    sql(ledger, "DELETE FROM usage_records WHERE id = 'flagged'")
+    assert not is_well(ledger)
+
+
+def test_rows_of_a_closed_period_are_archived_without_being_late(ledger: Path, tmp_path: Path) -> None:
+    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
+    close(ledger, NOVEMBER)
+    move(ledger, tmp_path / "old.db", "2026-10-20T00:00:00.000Z")
+    assert close(ledger, NOVEMBER)["late"] == 0  # closed again, it has what is left
+    assert is_well(ledger)
+
+
+def replayed(id_: str, **fields: Any) -> Entry:
+    return Entry(record(id_, origin="replay", **fields))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        replayed("a"),
+        Entry(record("other", origin="replay"), alias="a"),
+        Entry(record("other", origin="replay", request_id="req_a"), identify=True),
+        Entry(record("other", origin="replay", request_id="req_a", message_id="msg_x"), identify=True),
+        Entry(record("other", origin="replay", message_id="msg_b"), identify=True),
+        Entry(record("other", origin="replay"), identify=True),
+    ],
+    ids=["capture", "capture after a HAR", "by request id", "by request id first", "by message id", "by its start"],
+)
+def test_a_replay_brings_no_archived_row_back(ledger: Path, tmp_path: Path, entry: Entry) -> None:
+    move(ledger, tmp_path / "old.db")
+    before = rows(ledger)
+    with closing(Store(ledger, "normal", "abc")) as store:
+        store.write([entry], [])
+    assert rows(ledger) == before
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry(record("live", request_id="req_a", message_id="msg_a")),
+        replayed("another", request_id="req_a"),
+        Entry(record("other", "2026-10-06", origin="replay", request_id="req_z", message_id="msg_a"), identify=True),
+    ],
+    ids=["live with the same ids", "another flow of a capture", "a HAR's other request"],
+)
+def test_what_was_not_archived_gets_its_row(ledger: Path, tmp_path: Path, entry: Entry) -> None:
+    move(ledger, tmp_path / "old.db")
+    with closing(Store(ledger, "normal", "abc")) as store:
+        store.write([replayed("b"), entry, replayed("nov")], [])
+    assert ids(ledger) == sorted(["flagged", "nov", "pending", entry.record.id])
+
+
+def test_a_row_that_changes_between_copy_and_removal_stays(
+    ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = archiving._check
+
+    def changed_meanwhile(path: Path) -> None:
+        check(path)
+        sql(ledger, "UPDATE usage_records SET tag = 'new' WHERE id = 'b'")
+        sql(ledger, "UPDATE usage_iterations SET billed = NULL WHERE record_id = 'c'")
+
+    monkeypatch.setattr(archiving, "_check", changed_meanwhile)
+    moved = move(ledger, tmp_path / "old.db")
+    assert moved is not None
+    assert (moved.totals["requests"], moved.differ) == (3, 2)
+    assert ids(ledger) == ["b", "c", "flagged", "nov", "pending"]
+    assert ids(ledger, tmp_path / "old.db") == sorted({*ids(ledger), "a", "d", "none"})
+    assert is_well(ledger)
+
+
+def test_what_cannot_be_the_archive_of_these_rows_stays_as_it_is(ledger: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    with pytest.raises(LedgerError, match="not a usage ledger"):
+        move(ledger, precious)
+    other = tmp_path / "other.db"
+    write(other, record("x"))
+    for target in (other, ledger):
+        before = rows(target)
+        with pytest.raises(FileExistsError, match="is there already; name another file"):
+            move(ledger, target)
+        assert rows(target) == before
+    move(ledger, tmp_path / "old.db")
+    for before_date in (NOVEMBER, "2026-12-01T00:00:00.000Z"):
+        with pytest.raises(FileExistsError):
+            move(ledger, tmp_path / "old.db", before_date)
+    write(other, record("y"))
+    move(other, tmp_path / "others.db")
+    with pytest.raises(FileExistsError):
+        move(ledger, tmp_path / "others.db")
+    assert precious.read_text() == "precious"
+    assert is_well(ledger)
+
+
+def test_nothing_to_archive_makes_no_file(ledger: Path, tmp_path: Path) -> None:
+    assert move(ledger, tmp_path / "old.db", "2026-01-01T00:00:00.000Z") is None
+    assert not (tmp_path / "old.db").exists()
+
+
+def test_columns_of_a_newer_version_are_not_left_behind(ledger: Path, tmp_path: Path) -> None:
+    sql(ledger, "ALTER TABLE usage_records ADD COLUMN novelty TEXT")
+    with pytest.raises(LedgerError, match="upgrade usage-ledger"):
+        move(ledger, tmp_path / "old.db")
+    assert list(tmp_path.glob("*old*")) == []
+
+
+KILLED = '''
+"""Archive a ledger, killed at one statement after the other; then see to it that nothing is lost, and finish."""
+import os, shutil, signal, sqlite3, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[3])
+from usage_ledger.ledger import archive as archiving
+from tests.ledger.test_archive import NOVEMBER, ids, is_well, move, rows, totals
+
+archiving.PAGE = 2
+source, folder = Path(sys.argv[1]), Path(sys.argv[2])
+everything, sums, names = rows(source), totals(source), ids(source)
+connect = sqlite3.connect
+
+
+def archive_killed_at(number):
+    """Archive in a child that is killed before its `number`th statement; return whether it was."""
+    count = 0
+
+    def look(_statement):
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def connected(*arguments, **more):
+        connection = connect(*arguments, **more)
+        connection.set_trace_callback(look)
+        return connection
+
+    child = os.fork()
+    if not child:
+        sqlite3.connect = connected
+        move(ledger, target)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+number, resumed = 0, 0
+while True:
+    number += 1
+    home = folder / str(number)
+    home.mkdir()
+    ledger, target = home / "usage.db", home / "old.db"
+    shutil.copy(source, ledger)
+    killed = archive_killed_at(number)
+    both = [ledger, target] if target.exists() else [ledger]
+    assert ids(*both) == names, number
+    assert totals(*both) == sums, number
+    if not killed:
+        break
+    resumed += target.exists()
+    try:
+        move(ledger, target)
+    except FileExistsError as error:
+        assert "and complete" in str(error)  # it was killed when all was done
+    assert rows(ledger, target) == everything, number
+    assert ids(ledger) == ["flagged", "nov", "pending"], number
+    assert is_well(ledger) and is_well(target), number
+    assert [path.name for path in home.iterdir() if "unfinished" in path.name] == [], number
+    shutil.rmtree(home)
+print(number, resumed)
+'''
+
+
+def test_killed_at_any_statement_every_row_is_somewhere_and_the_next_run_finishes(ledger: Path, tmp_path: Path) -> None:
+    (tmp_path / "killed").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(ledger), str(tmp_path / "killed"), str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'addon'}:{ROOT}"},
+    )
+    assert done.returncode == 0, done.stderr
+    statements, resumed = map(int, done.stdout.split())
+    assert statements > 100
+    assert resumed > 20
+
+
+def test_an_archive_that_was_interrupted_is_named(ledger: Path, tmp_path: Path) -> None:
+    move(ledger, tmp_path / "old.db")
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute("UPDATE usage_archives SET position = NULL")
+        connection.commit()
+    with open_for_reading(ledger) as reader:
+        assert list(broken(reader)) == [
+            "archive: one was interrupted; run the same command again, and it goes on where it was"
+        ]
