@@ -12,7 +12,8 @@ import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 
-COMMANDS = ["rows", "export", "price", "summary", "review", "verify"]
+COMMANDS = ["rows", "export", "price", "summary", "review", "verify", "check"]
+KEEPING = ["close --until 2026-01-01 --note x", "backup copy.db", "archive --before 2026-01-01 old.db"]
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -101,7 +102,7 @@ def torn(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + KEEPING)
 @pytest.mark.parametrize(
     ("make", "word"),
     [
@@ -122,13 +123,13 @@ def test_what_is_no_ledger_is_refused_in_one_line(
     path = tmp_path / "usage.db"
     make(path)
     before = traces(tmp_path)
-    assert_refused(run(command, "--db", str(path), cwd=tmp_path), str(path), word)
+    assert_refused(run(*command.split(), "--db", str(path), cwd=tmp_path), str(path), word)
     assert traces(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + KEEPING)
 def test_without_a_ledger_in_the_data_folder_none_is_made(tmp_path: Path, command: str) -> None:
-    assert_refused(run(command, cwd=tmp_path), "usage.db", "--db")
+    assert_refused(run(*command.split(), cwd=tmp_path), "usage.db", "--db")
     assert traces(tmp_path) == []
 
 
@@ -157,7 +158,7 @@ def test_values_that_are_no_text_are_refused(tmp_path: Path, command: str, optio
     assert_refused(run(command, "--db", str(path), option, odd(value), cwd=tmp_path), option)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS[:-1])
 def test_a_path_may_be_any_bytes(tmp_path: Path, command: str) -> None:
     path = tmp_path / odd("?.db")
     assert_refused(run(command, "--db", str(path), cwd=tmp_path), "no ledger")
@@ -228,7 +229,7 @@ def test_asking_for_help_needs_no_ledger(tmp_path: Path, arguments: list[str]) -
     assert traces(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "close", "backup", "archive", "backfill"])
 def test_each_command_has_a_line_of_help_and_an_example(tmp_path: Path, command: str) -> None:
     said = run(command, "--help", cwd=tmp_path).stdout
     assert "Examples:" in said

@@ -17,7 +17,9 @@ from usage_ledger.ledger.store import Store
 from wcwidth import wcswidth
 
 FORMS = [["export", "--format", form] for form in ("csv", "json", "ndjson")]
-COMMANDS = ["backfill", "export", "price", "review", "rows", "summary", "verify"]
+COMMANDS = [
+    *("archive", "backfill", "backup", "check", "close", "export", "price", "review", "rows", "summary", "verify"),
+]
 HELP = [["--help"], ["-h"], ["--version"], *([name, "--help"] for name in COMMANDS)]
 READING = [["rows"], *FORMS]
 

@@ -31,11 +31,15 @@ def archive(db: Path, before: str, note: str, target: Path) -> None:
       usage-ledger archive --before 2026-01-01 /archive/usage-2025.db
       usage-ledger summary --by model --db ~/.local/share/usage-ledger/usage.db --db /archive/usage-2025.db
     """
+    from usage_ledger.ledger.archive import ARCHIVABLE
     from usage_ledger.ledger.archive import archive as move
     from usage_ledger.ledger.closing import shown
     from usage_ledger.ledger.editing import open_for_editing
 
-    with open_for_editing(db) as ledger, progress("archiving", lambda: 2 * ledger.count(Filters(until=before))) as bar:
+    with (
+        open_for_editing(db) as ledger,
+        progress("archiving", lambda: 2 * ledger.count(Filters(until=before), ARCHIVABLE)) as bar,
+    ):
         moved = move(ledger, before, target.absolute(), note, bar)
     out = for_people()
     if moved is None:

@@ -5,6 +5,7 @@ exit code tells it all: 0 in order, 1 a threshold is passed, 2 it could not be c
 """
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -14,6 +15,19 @@ import click
 from usage_ledger.cli.options import Span, filters_from, with_filters, with_ledgers
 from usage_ledger.cli.output import for_people, for_programs, has_colours, on_one_line
 from usage_ledger.ledger.reading import open_for_reading
+
+
+class _Share(click.FloatRange):
+    """A number from 0 to 1."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        share = float(super().convert(value, param, ctx))
+        if math.isnan(share):
+            self.fail(f"{value!r} is no number from 0 to 1", param, ctx)
+        return share
 
 
 class _Check(NamedTuple):
@@ -35,7 +49,7 @@ class _Check(NamedTuple):
 @with_filters
 @click.option(
     "--max-flagged",
-    type=click.FloatRange(0, 1),
+    type=_Share(),
     default=0.0,
     show_default=True,
     metavar="SHARE",
