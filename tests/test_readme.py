@@ -39,5 +39,5 @@ def test_each_option_of_the_addon_is_there_with_its_default() -> None:
     declare(loader)  # type: ignore[arg-type]
     told = dict(re.findall(r"^\| `(usage_\w+)` \| `(.*?)` \|", README, re.MULTILINE))
     assert {name: value.replace("\\|", "|") for name, value in told.items()} == {
-        name: value or '""' for name, value in loader.defaults.items()
+        name: str(value) or '""' for name, value in loader.defaults.items()
     }
