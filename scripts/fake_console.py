@@ -15,7 +15,9 @@ import struct
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,44 @@ class Request:
         self.body = body
 
 
+@dataclass(frozen=True)
+class ApiKey:
+    """A key as the Console knows it. The default workspace has no id."""
+
+    id: str
+    name: str
+    hint: str
+    workspace: str | None = None
+
+
+@dataclass
+class Part:
+    """What a request is billed for one model. `counts` are in the Admin API's words (`cache_5m`: writes)."""
+
+    model: str
+    counts: dict[str, int]
+    tier: str = "standard"
+
+
+@dataclass
+class Served:
+    """A request that the Console served: when, by its own clock, and what it produced, told in a stream or not."""
+
+    key: ApiKey
+    start: datetime
+    end: datetime
+    billed: list[Part]
+
+
 class Reply:
-    """One answer, written step by step. HTTP/1.1; `H2Reply` does the same over HTTP/2."""
+    """One answer, written step by step. HTTP/1.1; `H2Reply` does the same over HTTP/2.
+
+    `billed` is what a scenario has produced until now, for the bill.
+    """
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
+        self.billed: list[Part] = []
         self._chunked = False
 
     async def start(self, status: int, headers: dict[str, str], length: int | None = None) -> None:
@@ -112,6 +147,8 @@ class FakeConsole:
         self.scenarios: dict[str, Scenario] = dict(SCENARIOS)
         self.received: Counter[str] = Counter()
         self.requests: list[Request] = []
+        self.served: list[Served] = []
+        self.keys: dict[str, ApiKey] = {}
         self.port = 0
         self._certificate = certificate
         self._loop = asyncio.new_event_loop()
@@ -215,7 +252,20 @@ class FakeConsole:
         scenario = request.headers.get("x-scenario", "normal")
         self.received[scenario] += 1
         self.requests.append(request)
-        await self.scenarios[scenario](request, reply)
+        served = Served(self.key_of(request), datetime.now(UTC), datetime.now(UTC), reply.billed)
+        try:
+            await self.scenarios[scenario](request, reply)
+        finally:
+            served.end = datetime.now(UTC)
+            self.served.append(served)
+
+    def key_of(self, request: Request) -> ApiKey:
+        """Return the key that a request came with; one that is new is a new key of the default workspace."""
+        key = request.headers.get("x-api-key", "")
+        if key not in self.keys:
+            number = len(self.keys) + 1
+            self.keys[key] = ApiKey(f"apikey_{number:04}", f"key {number}", f"{key[:16]}...{key[-4:]}")
+        return self.keys[key]
 
 
 # What Claude sends.
@@ -255,6 +305,8 @@ def delta(usage: dict[str, Any] | None, stop_reason: str | None = "end_turn", **
 
 
 STOP = event("message_stop")
+SONNET = "claude-sonnet-4-6"
+NORMAL_COUNTS = {"uncached_input_tokens": 12, "cache_5m": 100, "cache_read_input_tokens": 2_000, "output_tokens": 42}
 START_USAGE = {
     "input_tokens": 12,
     "cache_creation_input_tokens": 100,
@@ -291,6 +343,12 @@ MESSAGE = {
     "stop_sequence": None,
     "usage": {"input_tokens": 9, "output_tokens": 7},
 }
+NORMAL_BILL = [Part(SONNET, NORMAL_COUNTS)]
+ITERATIONS_BILL = [
+    Part(SONNET, {"uncached_input_tokens": 60_600, "output_tokens": 530}),
+    Part("claude-opus-4-7", {"uncached_input_tokens": 700, "output_tokens": 90}),
+]
+JSON_BILL = [Part("claude-haiku-4-5", {"uncached_input_tokens": 9, "output_tokens": 7})]
 
 
 def new_request_id() -> dict[str, str]:
@@ -298,11 +356,17 @@ def new_request_id() -> dict[str, str]:
     return {"request-id": f"req_{uuid.uuid4().hex[:20]}"}
 
 
-def streaming(events: Iterable[bytes], headers: dict[str, str] | None = None, ends: bool = True) -> Scenario:
-    """Return a scenario that streams these pieces, each sent by itself; without `ends` the connection is reset."""
+def streaming(
+    events: Iterable[bytes], headers: dict[str, str] | None = None, ends: bool = True, billed: Sequence[Part] = ()
+) -> Scenario:
+    """Return a scenario that streams these pieces, each sent by itself; without `ends` the connection is reset.
+
+    `billed` is what it costs whatever the stream tells.
+    """
     pieces = list(events)
 
     async def scenario(request: Request, reply: Reply) -> None:
+        reply.billed += billed
         await reply.start(200, {**SSE, **new_request_id(), **(headers or {})})
         for piece in pieces:
             await reply.send(piece)
@@ -316,10 +380,11 @@ def streaming(events: Iterable[bytes], headers: dict[str, str] | None = None, en
     return scenario
 
 
-def answering(status: int, body: bytes, headers: dict[str, str]) -> Scenario:
+def answering(status: int, body: bytes, headers: dict[str, str], billed: Sequence[Part] = ()) -> Scenario:
     """Return a scenario that answers with one body of known length."""
 
     async def scenario(request: Request, reply: Reply) -> None:
+        reply.billed += billed
         await reply.start(status, {**new_request_id(), **headers}, len(body))
         await reply.send(body)
         await reply.end()
@@ -329,10 +394,13 @@ def answering(status: int, body: bytes, headers: dict[str, str]) -> Scenario:
 
 async def endless(request: Request, reply: Reply) -> None:
     """Stream text until the client leaves."""
+    produced = Part(SONNET, {**NORMAL_COUNTS, "output_tokens": 0})
+    reply.billed.append(produced)
     await reply.start(200, SSE)
     await reply.send(start(START_USAGE))
     await reply.send(event("content_block_start", index=0, content_block={"type": "text", "text": ""}))
     while True:
+        produced.counts["output_tokens"] += 2
         await reply.send(event("content_block_delta", index=0, delta={"type": "text_delta", "text": "and on "}))
         await asyncio.sleep(0.01)
 
@@ -340,12 +408,12 @@ async def endless(request: Request, reply: Reply) -> None:
 JSON = {"content-type": "application/json"}
 RATE_LIMITED = b'{"type":"error","error":{"type":"rate_limit_error","message":"Slow down."}}'
 SCENARIOS: dict[str, Scenario] = {
-    "normal": streaming(NORMAL),
-    "without_usage": streaming(WITHOUT_USAGE),
-    "iterations": streaming(ITERATIONS),
-    "breaks": streaming(NORMAL[:4], ends=False),
-    "gzipped": streaming([gzip.compress(b"".join(NORMAL))], {"content-encoding": "gzip"}),
-    "json": answering(200, json.dumps(MESSAGE).encode(), JSON),
+    "normal": streaming(NORMAL, billed=NORMAL_BILL),
+    "without_usage": streaming(WITHOUT_USAGE, billed=NORMAL_BILL),
+    "iterations": streaming(ITERATIONS, billed=ITERATIONS_BILL),
+    "breaks": streaming(NORMAL[:4], ends=False, billed=[Part(SONNET, {**NORMAL_COUNTS, "output_tokens": 9})]),
+    "gzipped": streaming([gzip.compress(b"".join(NORMAL))], {"content-encoding": "gzip"}, billed=NORMAL_BILL),
+    "json": answering(200, json.dumps(MESSAGE).encode(), JSON, billed=JSON_BILL),
     "rate_limited": answering(429, RATE_LIMITED, {**JSON, "retry-after": "1", "x-should-retry": "false"}),
     "endless": endless,
 }

@@ -143,6 +143,7 @@ def test_openmetrics_are_what_a_prometheus_takes(path: Path) -> None:
         (("--max-unpriced", "-1"), "-1"),
         (("--stuck-after", "soon"), "'soon' is not a span of time; say 90m, 24h or 7d"),
         (("--quiet-after", "2026-11-01"), "is not a span of time"),
+        (("--stuck-after", "999999w"), "is longer than a hundred years"),
         (("--since", "2999-01-01"), "is in the future"),
         (("--db", "no.db"), "no ledger at"),
     ],
@@ -159,3 +160,12 @@ def test_several_ledgers_are_checked_as_one(path: Path, tmp_path: Path) -> None:
     other = fill(tmp_path / "other.db", record("b", **FLAGGED), record("c", **FLAGGED))
     told = check(path, "--db", str(other))[1]
     assert (told["requests"], told["flagged"]) == (3, 2)  # b is as the first one says it
+    assert run(path, "--until", "2026-11-02", "--note", "x", command="close").returncode == 0
+    fill(path, record("late", **GOOD))
+    for paths in ((path, other), (other, path)):
+        assert check(paths[0], "--db", str(paths[1]))[1]["late"] == 1
+
+
+def test_a_row_of_the_future_does_not_pass_for_traffic(path: Path) -> None:
+    fill(path, record("a", **GOOD, occurred_at="2999-01-01T00:00:00.000Z"))
+    assert failed(path, "--quiet-after", "365d") == ["seconds_since_newest"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from usage_ledger.ledger import archive as archiving
-from usage_ledger.ledger.archive import Archived, archive, broken
+from usage_ledger.ledger.archive import Archived, archive, broken, differ
 from usage_ledger.ledger.closing import broken as broken_closings
 from usage_ledger.ledger.editing import Change, open_for_editing
 from usage_ledger.ledger.filters import Filters
@@ -84,7 +84,7 @@ def test_settled_rows_move_with_all_that_belongs_to_them(ledger: Path, tmp_path:
     target = tmp_path / "old.db"
     moved = move(ledger, target)
     assert moved is not None
-    assert (moved.totals["requests"], moved.pending, moved.flagged, moved.differ) == (5, 1, 1, 0)
+    assert (moved.totals["requests"], moved.pending, moved.flagged, moved.changed) == (5, 1, 1, 0)
     assert ids(target) == ["a", "b", "c", "d", "none"]
     assert ids(ledger) == ["flagged", "nov", "pending"]
     assert rows(ledger, target) == before
@@ -122,8 +122,149 @@ def test_rows_of_a_closed_period_are_archived_without_being_late(ledger: Path, t
     sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
     close(ledger, NOVEMBER)
     move(ledger, tmp_path / "old.db", "2026-10-20T00:00:00.000Z")
-    assert close(ledger, NOVEMBER)["late"] == 0  # closed again, it has what is left
+    again = close(ledger, NOVEMBER)
+    assert (again["late"], again["requests"]) == (0, 6)  # closed again, it has what was archived as well
     assert is_well(ledger)
+
+
+def test_a_late_row_of_an_archived_period_is_taken_in_and_archived_in_its_turn(ledger: Path, tmp_path: Path) -> None:
+    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
+    close(ledger, NOVEMBER)
+    move(ledger, tmp_path / "old.db")
+    write(ledger, record("late"))
+    assert not is_well(ledger)
+    move(ledger, tmp_path / "older.db")
+    assert close(ledger, NOVEMBER)["requests"] == 7
+    assert is_well(ledger)
+    assert totals(ledger, tmp_path / "old.db", tmp_path / "older.db")["requests"] == 8
+
+
+def test_what_was_archived_before_is_part_of_the_first_closing(ledger: Path, tmp_path: Path) -> None:
+    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
+    move(ledger, tmp_path / "old.db", "2026-10-20T00:00:00.000Z")
+    with pytest.raises(LedgerError, match="rows before 2026-10-20 are archived, so the books can be closed until then"):
+        close(ledger, "2026-10-10T00:00:00.000Z")
+    assert close(ledger, NOVEMBER)["requests"] == 6
+    assert is_well(ledger)
+
+
+def test_what_is_closed_is_closed_in_the_archive_too(ledger: Path, tmp_path: Path) -> None:
+    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
+    close(ledger, NOVEMBER)
+    old = tmp_path / "old.db"
+    move(ledger, old)
+    one = Change("b", "x", {"tag": None}, {"tag": "x", "input_tokens": 5})
+    one = one._replace(expected={"tag": None, "input_tokens": 1_000})
+    with open_for_editing(old) as editor, pytest.raises(LedgerError, match="--reopen changes it all the same"):
+        editor.change("review", [one])
+    with open_for_reading(ledger) as source, open_for_reading(old) as copy:
+        assert list(differ(source, copy, old)) == []
+    with open_for_editing(old) as editor:
+        editor.change("review", [one], reopen=True)
+    assert not is_well(old)
+    with open_for_reading(ledger) as source, open_for_reading(old) as copy:
+        assert list(differ(source, copy, old)) == [
+            f"{old}: entry 4 of the trail says {name} 4000, and it has 3005"
+            for name in ("input_tokens", "total_tokens")
+        ]
+
+
+def test_books_are_not_closed_while_rows_are_on_their_way(
+    ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
+    remove = archiving._remove
+
+    def meanwhile(*arguments: Any) -> int:
+        with pytest.raises(LedgerError, match="is under way"):
+            close(ledger, "2026-12-01T00:00:00.000Z")
+        with pytest.raises(LedgerError, match="is under way; wait for its end"):
+            move(ledger, tmp_path / "another.db")
+        return remove(*arguments)
+
+    monkeypatch.setattr(archiving, "_remove", meanwhile)
+    assert move(ledger, tmp_path / "old.db") is not None
+    monkeypatch.undo()
+    assert close(ledger, "2026-12-01T00:00:00.000Z")["requests"] == 7
+    assert is_well(ledger)
+
+
+def test_an_interrupted_run_goes_on_for_the_time_that_was_said_then(
+    ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--before 1d` is another time in the second run."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = tmp_path / "old.db"
+    monkeypatch.setattr(archiving, "_seal", die)
+    with pytest.raises(KeyboardInterrupt):
+        move(ledger, old)
+    monkeypatch.undo()
+    with open_for_reading(ledger) as reader:
+        assert list(broken(reader)) == [
+            f"archive: an archive into {old} was interrupted; finish it: usage-ledger archive --before 2026-11-01 {old}"
+        ]
+    with pytest.raises(LedgerError, match="was interrupted; finish it"):
+        move(ledger, tmp_path / "another.db")
+    moved = move(ledger, old, "2026-11-20T00:00:00.000Z")
+    assert moved is not None
+    assert moved.totals["requests"] == 5
+    assert ids(ledger) == ["flagged", "nov", "pending"]
+    assert is_well(ledger)
+    assert is_well(old)
+
+
+def test_an_interrupted_run_that_removed_nothing_is_forgotten(
+    ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(archiving, "_remove", die)
+    with pytest.raises(KeyboardInterrupt):
+        move(ledger, tmp_path / "old.db")
+    monkeypatch.undo()
+    (tmp_path / "old.db").unlink()
+    assert move(ledger, tmp_path / "another.db") is not None
+    assert is_well(ledger)
+
+
+def test_a_row_that_a_spill_brings_again_is_not_back(ledger: Path, tmp_path: Path) -> None:
+    move(ledger, tmp_path / "old.db")
+    with closing(Store(ledger, "normal", "abc")) as store:
+        assert store.without_archived([Entry(record("a")), Entry(record("new"))]) == [Entry(record("new"))]
+
+
+def test_a_row_that_came_back_is_archived_again(ledger: Path, tmp_path: Path) -> None:
+    move(ledger, tmp_path / "old.db")
+    write(ledger, record("a"))
+    moved = move(ledger, tmp_path / "older.db")
+    assert moved is not None
+    assert (moved.totals["requests"], moved.changed) == (1, 0)
+    assert is_well(ledger)
+
+
+BROKEN = [
+    "{",
+    "[1]",
+    '{"periods":[1]}',
+    '{"periods":{"a":1}}',
+    '{"periods":[{"since":"","until":"2026","requests":"x"}]}',
+]
+
+
+@pytest.mark.parametrize("after", BROKEN)
+def test_an_entry_that_another_program_has_broken_is_no_failure(ledger: Path, tmp_path: Path, after: str) -> None:
+    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
+    close(ledger, NOVEMBER)
+    move(ledger, tmp_path / "old.db")
+    sql(ledger, "DROP TRIGGER usage_revisions_stay")
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute("UPDATE usage_revisions SET after = ? WHERE source = 'archive'", (after,))
+        connection.commit()
+    assert not is_well(ledger)
 
 
 def replayed(id_: str, **fields: Any) -> Entry:
@@ -179,9 +320,10 @@ def test_a_row_that_changes_between_copy_and_removal_stays(
     monkeypatch.setattr(archiving, "_check", changed_meanwhile)
     moved = move(ledger, tmp_path / "old.db")
     assert moved is not None
-    assert (moved.totals["requests"], moved.differ) == (3, 2)
+    assert (moved.totals["requests"], moved.changed) == (3, 2)
     assert ids(ledger) == ["b", "c", "flagged", "nov", "pending"]
-    assert ids(ledger, tmp_path / "old.db") == sorted({*ids(ledger), "a", "d", "none"})
+    assert ids(tmp_path / "old.db") == ["a", "d", "none"]  # it has no stale version of what stays
+    assert is_well(tmp_path / "old.db")
     assert is_well(ledger)
 
 
@@ -299,14 +441,3 @@ def test_killed_at_any_statement_every_row_is_somewhere_and_the_next_run_finishe
     statements, resumed = map(int, done.stdout.split())
     assert statements > 100
     assert resumed > 20
-
-
-def test_an_archive_that_was_interrupted_is_named(ledger: Path, tmp_path: Path) -> None:
-    move(ledger, tmp_path / "old.db")
-    with closing(sqlite3.connect(ledger)) as connection:
-        connection.execute("UPDATE usage_archives SET position = NULL")
-        connection.commit()
-    with open_for_reading(ledger) as reader:
-        assert list(broken(reader)) == [
-            "archive: one was interrupted; run the same command again, and it goes on where it was"
-        ]

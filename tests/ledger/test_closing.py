@@ -227,3 +227,24 @@ def test_an_older_ledger_has_no_closed_books(ledger: Path) -> None:
         sql(ledger, statement)
     assert findings(ledger) == []
     assert late(ledger) == []
+
+
+def test_what_comes_late_while_a_period_is_closed_again_in_vain_is_still_known(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close(ledger, NOVEMBER)
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(books, "_end", die)
+    with pytest.raises(KeyboardInterrupt):
+        close(ledger, NOVEMBER)
+    monkeypatch.undo()
+    write(ledger, record("late"))
+    change(ledger, "a", reopen=True)
+    assert sorted(late(ledger)) == [("a", "changed"), ("late", "came")]
+    again = close(ledger, NOVEMBER)
+    assert (again["requests"], again["late"]) == (5, 2)
+    assert late(ledger) == []
+    assert findings(ledger) == []

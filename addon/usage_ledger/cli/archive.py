@@ -57,7 +57,7 @@ def archive(db: Path, before: str, note: str, target: Path) -> None:
     for count, why in (
         (moved.pending, "in flight"),
         (moved.flagged, "that want a person (see review)"),
-        (moved.differ, "that changed while they were archived; the archive has them as they were"),
+        (moved.changed, "that changed while they were archived"),
     ):
         if count:
             out.write(f"stay: {count:,} row(s) {why}\n")

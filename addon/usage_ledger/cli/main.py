@@ -19,6 +19,8 @@ from usage_ledger.cli.backup import backup
 from usage_ledger.cli.check import check
 from usage_ledger.cli.close import close
 from usage_ledger.cli.export import export
+from usage_ledger.cli.fetch import fetch
+from usage_ledger.cli.import_ import import_
 from usage_ledger.cli.output import on_one_line
 from usage_ledger.cli.price import price
 from usage_ledger.cli.review import review
@@ -68,6 +70,8 @@ main.add_command(backup)
 main.add_command(check)
 main.add_command(close)
 main.add_command(export)
+main.add_command(fetch)
+main.add_command(import_)
 main.add_command(price)
 main.add_command(review)
 main.add_command(rows)

@@ -48,9 +48,12 @@ class Span(click.ParamType[timedelta]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         try:
-            return as_span(str(value))
+            span = as_span(str(value))
         except ValueError:
             self.fail(f"{value!r} is not a span of time; say 90m, 24h or 7d", param, ctx)
+        if span.days > 36_500:
+            self.fail(f"{value!r} is longer than a hundred years", param, ctx)
+        return span
 
 
 class Words(click.ParamType[str]):

@@ -35,7 +35,8 @@ def verify(dbs: tuple[Path, ...], price_path: str | None, **filters: Any) -> int
     price data that they name are at hand. A row that was changed by plain SQL is named; give it its revision with
     `review adopt`. Filters choose among the rows. Nobody can prove from the file alone that no unrevised row of an open
     period, and no end of the trail, was cut off, nor that what upstream told (usage_raw) was not rewritten together
-    with all that follows from it. Several ledgers are checked one after the other.
+    with all that follows from it. Several ledgers are checked one after the other, and whether an archive among them is
+    what the ledger that it came from says of it.
 
     Exit code 0: all is well; 1: something is not; 2: it could not be checked.
 
@@ -45,20 +46,20 @@ def verify(dbs: tuple[Path, ...], price_path: str | None, **filters: Any) -> int
       usage-ledger verify --db backup.db
     """
     chosen = filters_from(filters)
-    return max([_verify(db, chosen, price_path, len(dbs) > 1) for db in dbs])
+    return max([_verify(db, chosen, price_path, [each for each in dbs if each != db]) for db in dbs])
 
 
-def _verify(db: Path, chosen: Filters, price_path: str | None, is_named: bool) -> int:
-    """Check one ledger; say what is found, and return the exit code."""
+def _verify(db: Path, chosen: Filters, price_path: str | None, others: list[Path]) -> int:
+    """Check one ledger, and whether the `others` that are its archives agree; return the exit code."""
     from usage_ledger.cli.audit import CostAudit
 
     out = for_people()
     count = 0
     costs = CostAudit(own_pricer(price_path, db))
-    if is_named:
+    if others:
         out.write(on_one_line(f"{db}", out.encoding) + "\n")
     with open_for_reading(db) as ledger:
-        for finding in _findings(ledger, chosen, costs):
+        for finding in _findings(ledger, chosen, costs, others):
             count += 1
             if count <= SHOWN:
                 out.write(on_one_line(finding, out.encoding) + "\n")
@@ -73,7 +74,7 @@ def _verify(db: Path, chosen: Filters, price_path: str | None, is_named: bool) -
     return 1 if count else 0
 
 
-def _findings(ledger: Reader, chosen: Filters, costs: "CostAudit") -> Iterator[str]:
+def _findings(ledger: Reader, chosen: Filters, costs: "CostAudit", others: list[Path]) -> Iterator[str]:
     from usage_ledger.ledger import archive, closing
 
     for problem in ledger.integrity():
@@ -82,6 +83,9 @@ def _findings(ledger: Reader, chosen: Filters, costs: "CostAudit") -> Iterator[s
     with ledger.snapshot():
         yield from closing.broken(ledger)
         yield from archive.broken(ledger)
+    for path in others:
+        with open_for_reading(path) as other:
+            yield from archive.differ(ledger, other, path)
     yield from _rows(ledger, chosen, costs)
 
 

@@ -1,33 +1,33 @@
 """Archive: old rows moved into a ledger of their own, in steps of which each may be the last.
 
 Room: ledger. Imports the standard library and its neighbours in this room. The copy is made, checked and named first;
-only then are rows removed, each page where it is the same in both files, in one transaction with the keys by which a
-replay would look for them (`usage_archived`). Promises that every row is in at least one ledger at every moment, and
-that doing it again after an interruption goes on where it was.
+then rows are removed, a page at a time, where they are the same in both files, each page with the keys by which a
+replay would look for them (`usage_archived`); what has changed meanwhile stays, and leaves the copy instead. At last
+the copy gets its trail and its seal, and the ledger the entry that names the seal's hash. Promises that every row is in
+at least one ledger at every moment, that the copy has no row but those that were moved, and that doing it again after
+an interruption goes on where it was.
 """
 
+import contextlib
 import json
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing as closed_at_end
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from usage_ledger.ledger import revisions
-from usage_ledger.ledger.closing import Closing, closings, shown
-from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, ITERATION_COLUMNS
+from usage_ledger.ledger import presence, revisions
+from usage_ledger.ledger.closing import Period, periods_before, shown, totals_of
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor
-from usage_ledger.ledger.filters import FINAL, FLAGGED
+from usage_ledger.ledger.filters import FLAGGED
 from usage_ledger.ledger.marks import LedgerError
-from usage_ledger.ledger.money import Books, as_amount, books
 from usage_ledger.ledger.paths import new_file
 from usage_ledger.ledger.reading import Reader, as_utf8, open_for_reading
 from usage_ledger.ledger.schema import migrate
 from usage_ledger.ledger.statements import ARCHIVE_KEY
-from usage_ledger.ledger.summary import Sums, plus
 
 PAGE = 500
 """Rows that are copied or removed at a time: some milliseconds of other writers' time."""
@@ -36,72 +36,70 @@ ARCHIVABLE = f"usage_state <> 'pending' AND NOT coalesce({FLAGGED}, 0)"
 """SQL: rows that are settled, and do not want a person any more."""
 
 
-_NOTHING: dict[str, Any] = Sums((), 0, 0, dict.fromkeys(COUNT_COLUMNS, 0), books(None)).fields()
+class Archived(NamedTuple):
+    """What was moved (`totals` as in `Sums.fields`), and how many rows stay: changed meanwhile, in flight, flagged."""
 
-
-@dataclass
-class Archived:
-    """What was moved: totals as in `Sums.fields`, those of closed periods by their ends, and rows that stay."""
-
-    totals: dict[str, Any] = field(default_factory=lambda: _NOTHING.copy())
-    of_closings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    differ: int = 0
-    pending: int = 0
-    flagged: int = 0
-
-    def add(self, row: dict[str, Any], closed: list[Closing]) -> None:
-        one = _fields(row)
-        self.totals = plus(self.totals, one)
-        for each in closed:
-            if each.since <= row["occurred_at"] < each.until:
-                self.of_closings[each.until] = plus(self.of_closings.get(each.until, _NOTHING), one)
-
-
-def _fields(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what one row adds to totals."""
-    cost = as_amount(row["total_cost"])
-    by_subscription = row["credential_kind"] == "oauth"
-    costs = Books(
-        billed=Decimal(0) if cost is None or by_subscription else cost,
-        subscription=cost if cost is not None and by_subscription else Decimal(0),
-        unpriced=int(cost is None and bool(row["final"])),
-        unsettled=int(cost is None and not row["final"]),
-    )
-    return Sums((), 1, 0, {name: row[name] for name in COUNT_COLUMNS}, costs).fields()
+    totals: dict[str, Any]
+    changed: int
+    pending: int
+    flagged: int
 
 
 def archive(editor: Editor, before: str, path: Path, note: str, progress: Callable[[int], object]) -> Archived | None:
     """Move rows before a time into a new ledger at `path`; None where there are none.
 
-    Where `path` is the copy that an interrupted run has made, this one finishes. `progress` is told of rows as they are
-    copied and as they are removed. Raises `LedgerError` and FileExistsError where nothing was moved.
+    Where `path` is the copy that an interrupted run has made, this one finishes it, for the time that was said then.
+    `progress` is told of rows as they are copied and as they are removed. Raises `LedgerError` and FileExistsError.
     """
-    if not path.exists():
-        if not editor.connection.execute(
-            f"SELECT 1 FROM usage_records WHERE occurred_at < ? AND {ARCHIVABLE} LIMIT 1", (before,)
-        ).fetchone():
-            return None
-        with new_file(path) as unfinished:
-            _copy(editor, before, unfinished, note, progress)
-            _check(unfinished)
-    hash_ = _begun(editor, before, path)
-    with _attached(editor, path):
-        archived = _remove(editor, hash_, progress)
-        _finish(editor, before, path, hash_, note, archived)
+    owner = presence.new_writer_id()
+    with contextlib.closing(_Mark(editor.path, owner)):
+        with editor.transaction():
+            _forget_without_rows(editor, path)
+        if not path.exists():
+            any_row = f"SELECT 1 FROM usage_records WHERE occurred_at < ? AND {ARCHIVABLE} LIMIT 1"
+            if editor.connection.execute(any_row, (before,)).fetchone() is None:
+                return None
+            with new_file(path) as unfinished:
+                _copy(editor, before, unfinished, progress)
+                _check(unfinished)
+        job = _begin(editor, before, path, owner)
+        with _attached(editor, path):
+            changed = _remove(editor, job, progress)
+            _seal(editor, job, path, note)
+        totals = _finish(editor, job, path, note)
     editor.check_current()
-    for name, condition in (("pending", "usage_state = 'pending'"), ("flagged", FLAGGED)):
-        count = editor.connection.execute(
-            f"SELECT count(*) FROM usage_records WHERE occurred_at < ? AND {condition}", (before,)
-        )
-        setattr(archived, name, count.fetchone()[0])
-    return archived
+    stay = [
+        editor.connection.execute(
+            f"SELECT count(*) FROM usage_records WHERE occurred_at < ? AND {condition}", (job.before,)
+        ).fetchone()[0]
+        for condition in ("usage_state = 'pending'", FLAGGED)
+    ]
+    return Archived(totals, changed, *stay)
+
+
+class _Job(NamedTuple):
+    """A run of this command: its number in `usage_archives`, the copy's token, and the time that it is for."""
+
+    number: int
+    token: str
+    before: str
+
+
+class _Mark:
+    """Says, as long as this process lives, that an archive is under way."""
+
+    def __init__(self, ledger: Path, owner: str) -> None:
+        self._presence = presence.Presence(ledger, owner)
+
+    def close(self) -> None:
+        self._presence.leave()
 
 
 # The copy.
 
 
-def _copy(editor: Editor, before: str, unfinished: Path, note: str, progress: Callable[[int], object]) -> None:
-    """Make a ledger of the rows before a time, with their iterations, and their revisions in a chain of its own."""
+def _copy(editor: Editor, before: str, unfinished: Path, progress: Callable[[int], object]) -> None:
+    """Make a ledger of the rows before a time, with their iterations, and an entry that tells it from all others."""
     try:
         with closed_at_end(sqlite3.connect(unfinished, isolation_level=None)) as copy:
             copy.execute("PRAGMA synchronous = OFF")  # it is synced as a whole, at the end
@@ -112,9 +110,8 @@ def _copy(editor: Editor, before: str, unfinished: Path, note: str, progress: Ca
             _check_columns(copy, editor.path)
             copy.execute("BEGIN")
             _copy_rows(copy, before, progress)
-            copy.execute("COMMIT")
-            copy.execute("BEGIN")
-            _copy_trail(copy, before, note)
+            after = {"archived_before": before, "token": secrets.token_hex(16)}
+            revisions.append(copy, "archive", [revisions.Revision(None, "archive begun", {}, after)])
             copy.execute("COMMIT")
             copy.execute("DETACH source")
     except sqlite3.Error as error:
@@ -159,20 +156,6 @@ def _copy_rows(copy: sqlite3.Connection, before: str, progress: Callable[[int], 
         progress(len(page))
 
 
-def _copy_trail(copy: sqlite3.Connection, before: str, note: str) -> None:
-    """Take over what the trail says of the rows, and put an entry at its end that says what this is."""
-    names = ", ".join(revisions.COLUMNS[1:-1])
-    told = copy.execute(
-        f"SELECT {names} FROM source.usage_revisions WHERE record_id IN (SELECT id FROM main.usage_records) "
-        "ORDER BY position"
-    )
-    revisions.append_entries(copy, told)
-    count = copy.execute("SELECT count(*) FROM main.usage_records").fetchone()[0]
-    head = copy.execute("SELECT hash FROM source.usage_revisions ORDER BY position DESC LIMIT 1").fetchone()
-    after = {"archived_before": before, "requests": count, "source_head": head[0] if head else ""}
-    revisions.append(copy, "archive", [revisions.Revision(None, note, {}, after)])
-
-
 def _check(path: Path) -> None:
     """See to it that a copy is sound before anything is removed for it."""
     with open_for_reading(path) as copy:
@@ -184,31 +167,56 @@ def _check(path: Path) -> None:
 # The removal.
 
 
-def _begun(editor: Editor, before: str, path: Path) -> str:
-    """Return the hash that tells a copy from all others, after seeing to it that `path` is a copy to go on with."""
+def _forget_without_rows(editor: Editor, path: Path) -> None:
+    """Forget interrupted runs that have removed nothing; raise `LedgerError` where one that has is to be finished."""
+    for number, other, before, owner in _unfinished(editor):
+        if presence.is_alive(editor.path, owner):
+            raise LedgerError(f"an archive into {other} is under way; wait for its end")
+        if Path(other) == path and path.exists():
+            continue
+        if editor.connection.execute("SELECT 1 FROM usage_archived WHERE archive = ? LIMIT 1", (number,)).fetchone():
+            raise LedgerError(_interrupted(other, before))
+        editor.connection.execute("DELETE FROM usage_archives WHERE number = ?", (number,))
+
+
+def _unfinished(reader: Reader) -> list[tuple[int, str, str, str]]:
+    return reader.connection.execute(
+        "SELECT number, path, before, owner FROM usage_archives WHERE position IS NULL ORDER BY number"
+    ).fetchall()
+
+
+def _interrupted(path: str, before: str) -> str:
+    return f"an archive into {path} was interrupted; finish it: usage-ledger archive --before {shown(before)} {path}"
+
+
+def _begin(editor: Editor, before: str, path: Path, owner: str) -> _Job:
+    """Say in the ledger that rows go into a copy from now on; raise FileExistsError where `path` is no such copy."""
     _check(path)
     with open_for_reading(path) as copy:
-        told = copy.connection.execute(
-            "SELECT source, after, hash FROM usage_revisions ORDER BY position DESC LIMIT 1"
-        ).fetchone()
-        count = copy.connection.execute("SELECT count(*) FROM usage_records").fetchone()[0]
+        begun = _entry(copy, "ORDER BY position LIMIT 1")
         first = [row[0] for row in copy.connection.execute("SELECT id FROM usage_records LIMIT ?", (PAGE,))]
-    after = json.loads(told[1]) if told is not None and told[0] == "archive" else {}
-    is_ours = after.get("archived_before") == before and after.get("requests") == count
+    token, its_before = begun.get("token"), begun.get("archived_before")
     with editor.transaction():
         connection = editor.connection
-        head = after.get("source_head")
-        known = head == "" or connection.execute("SELECT 1 FROM usage_revisions WHERE hash = ?", (head,)).fetchone()
-        begun = connection.execute(
-            "SELECT position FROM usage_archives WHERE hash = ?", (told[2] if told else "",)
-        ).fetchone()
-        if begun is not None and begun[0] is not None:
+        known = connection.execute("SELECT number, position FROM usage_archives WHERE token = ?", (token,)).fetchone()
+        if known is not None and known[1] is not None:
             raise FileExistsError(f"{path} is there already, and complete; name another file for what came since")
-        may_go_on = begun is not None or editor.having("id", first, ["id"])
-        if not (is_ours and known and may_go_on):
+        is_ours = isinstance(token, str) and isinstance(its_before, str) and its_before <= before
+        if not is_ours or (known is None and not editor.having("id", first, ["id"])):
             raise FileExistsError(f"{path} is there already; name another file")
-        connection.execute("INSERT OR IGNORE INTO usage_archives (hash) VALUES (?)", (told[2],))
-    return str(told[2])
+        if connection.execute("SELECT 1 FROM usage_closings WHERE position IS NULL").fetchone():
+            connection.execute("DELETE FROM usage_closings WHERE position IS NULL")  # whoever makes it begins anew
+        if known is None:
+            connection.execute(
+                "INSERT INTO usage_archives (token, path, before, owner) VALUES (?, ?, ?, ?)",
+                (token, str(path), its_before, owner),
+            )
+        else:
+            connection.execute(
+                "UPDATE usage_archives SET owner = ?, path = ? WHERE token = ?", (owner, str(path), token)
+            )
+        (number,) = connection.execute("SELECT number FROM usage_archives WHERE token = ?", (token,)).fetchone()
+    return _Job(number, str(token), str(its_before))
 
 
 @contextmanager
@@ -220,96 +228,167 @@ def _attached(editor: Editor, path: Path) -> Iterator[None]:
         editor.connection.execute("DETACH archive")
 
 
-def _remove(editor: Editor, hash_: str, progress: Callable[[int], object]) -> Archived:
-    """Remove the rows that are in the copy as they are here; add up what was removed, now or by a run before."""
-    connection = editor.connection
-    (number,) = connection.execute("SELECT number FROM usage_archives WHERE hash = ?", (hash_,)).fetchone()
-    closed = closings(editor)
-    names = ("id", "occurred_at", "credential_kind", "total_cost", *COUNT_COLUMNS)
-    archived = Archived()
+def _remove(editor: Editor, job: _Job, progress: Callable[[int], object]) -> int:
+    """Remove the rows that are in the copy as they are here; return how many were not, which leave the copy instead."""
+    changed = 0
     last = (b"", b"")
     while True:
-        page = connection.execute(
-            f"SELECT {', '.join(names)}, {FINAL} AS final, CAST(occurred_at AS BLOB), CAST(id AS BLOB) "
-            "FROM archive.usage_records WHERE (occurred_at, id) > (CAST(? AS TEXT), CAST(? AS TEXT)) "
-            "ORDER BY occurred_at, id LIMIT ?",
+        page = editor.connection.execute(
+            "SELECT id, CAST(occurred_at AS BLOB), CAST(id AS BLOB) FROM archive.usage_records "
+            "WHERE (occurred_at, id) > (CAST(? AS TEXT), CAST(? AS TEXT)) ORDER BY occurred_at, id LIMIT ?",
             (*last, PAGE),
         ).fetchall()
         if not page:
-            return archived
+            return changed
         last = page[-1][-2:]
         with editor.transaction():
-            gone = _remove_page(connection, number, [row[0] for row in page])
-        for row in page:
-            if row[0] in gone:
-                archived.add(dict(zip((*names, "final"), row, strict=False)), closed)
-            else:
-                archived.differ += 1
+            changed += _remove_page(editor.connection, job.number, json.dumps([row[0] for row in page]))
         progress(len(page))
 
 
-def _remove_page(connection: sqlite3.Connection, number: int, ids: list[str]) -> set[str]:
-    """Remove rows, within a transaction; return the ids of those that are only in the archive now."""
-    of_page = "(SELECT value FROM json_each(?1))"
-    rows, entries = ", ".join(COLUMNS), ", ".join(ITERATION_COLUMNS)
-    same = f"""
-        SELECT id FROM (
-            SELECT {rows} FROM archive.usage_records WHERE id IN {of_page}
-            INTERSECT SELECT {rows} FROM main.usage_records WHERE id IN {of_page}
-        ) WHERE id NOT IN (
-            SELECT record_id FROM (
-                SELECT {entries} FROM archive.usage_iterations WHERE record_id IN {of_page}
-                EXCEPT SELECT {entries} FROM main.usage_iterations WHERE record_id IN {of_page}
-            )
-            UNION SELECT record_id FROM (
-                SELECT {entries} FROM main.usage_iterations WHERE record_id IN {of_page}
-                EXCEPT SELECT {entries} FROM archive.usage_iterations WHERE record_id IN {of_page}
-            )
+_OF_PAGE = "(SELECT value FROM json_each(?1))"
+_ROWS, _ENTRIES = ", ".join(COLUMNS), ", ".join(ITERATION_COLUMNS)
+_SAME = f"""
+    SELECT id FROM (
+        SELECT {_ROWS} FROM archive.usage_records WHERE id IN {_OF_PAGE}
+        INTERSECT SELECT {_ROWS} FROM main.usage_records WHERE id IN {_OF_PAGE}
+    ) WHERE id NOT IN (
+        SELECT record_id FROM (
+            SELECT {_ENTRIES} FROM archive.usage_iterations WHERE record_id IN {_OF_PAGE}
+            EXCEPT SELECT {_ENTRIES} FROM main.usage_iterations WHERE record_id IN {_OF_PAGE}
         )
+        UNION SELECT record_id FROM (
+            SELECT {_ENTRIES} FROM main.usage_iterations WHERE record_id IN {_OF_PAGE}
+            EXCEPT SELECT {_ENTRIES} FROM archive.usage_iterations WHERE record_id IN {_OF_PAGE}
+        )
+    )
+"""
+"""SQL for the ids of a page's rows that say the same in both files."""
+
+
+def _remove_page(connection: sqlite3.Connection, number: int, ids: str) -> int:
+    """Remove rows, within a transaction; return how many of the copy were not as they are here.
+
+    Should a crash come between the two files, the page is looked at again: what is in both is removed from one.
     """
-    found = json.dumps([row[0] for row in connection.execute(same, (json.dumps(ids),))])
+    same = json.dumps([row[0] for row in connection.execute(_SAME, (ids,))])
     for key in ("id", ARCHIVE_KEY):
         connection.execute(
-            f"INSERT OR IGNORE INTO usage_archived (key, archive) SELECT {key}, ?2 FROM main.usage_records "
-            f"WHERE id IN {of_page}",
-            (found, number),
+            f"INSERT INTO usage_archived (key, archive) SELECT {key}, ?2 FROM main.usage_records "
+            f"WHERE id IN {_OF_PAGE} ON CONFLICT (key) DO UPDATE SET archive = excluded.archive",
+            (same, number),
         )
-    connection.execute(f"DELETE FROM main.usage_iterations WHERE record_id IN {of_page}", (found,))
-    connection.execute(f"DELETE FROM main.usage_records WHERE id IN {of_page}", (found,))
-    gone = connection.execute(
-        f"SELECT key FROM usage_archived WHERE key IN {of_page} AND archive = ?2 "
-        "AND key NOT IN (SELECT id FROM main.usage_records)",
-        (json.dumps(ids), number),
+    connection.execute(f"DELETE FROM main.usage_iterations WHERE record_id IN {_OF_PAGE}", (same,))
+    connection.execute(f"DELETE FROM main.usage_records WHERE id IN {_OF_PAGE}", (same,))
+    here = json.dumps(
+        [row[0] for row in connection.execute(f"SELECT id FROM main.usage_records WHERE id IN {_OF_PAGE}", (ids,))]
     )
-    return {row[0] for row in gone}
+    connection.execute(f"DELETE FROM archive.usage_iterations WHERE record_id IN {_OF_PAGE}", (here,))
+    return connection.execute(f"DELETE FROM archive.usage_records WHERE id IN {_OF_PAGE}", (here,)).rowcount
 
 
-def _finish(editor: Editor, before: str, path: Path, hash_: str, note: str, archived: Archived) -> None:
-    """Write into the trail what was archived, once all of it was."""
+# The end.
+
+
+def _seal(editor: Editor, job: _Job, path: Path, note: str) -> None:
+    """Give the copy the trail of its rows, the closings that they are of, and an entry at its end that seals it."""
+    with open_for_reading(path) as copy:
+        if _entry(copy, "ORDER BY position DESC LIMIT 1").get("sealed"):
+            return
+        parts = [(period, totals_of(copy, period.since, period.until)) for period in periods_before(editor, job.before)]
+        totals = totals_of(copy, "", job.before)
+    names = ", ".join(revisions.COLUMNS[1:-1])
+    (head,) = editor.connection.execute(
+        "SELECT coalesce((SELECT hash FROM main.usage_revisions ORDER BY position DESC LIMIT 1), '')"
+    ).fetchone()
+    told = editor.connection.execute(
+        f"SELECT {names} FROM main.usage_revisions WHERE record_id IN (SELECT id FROM archive.usage_records) "
+        "ORDER BY position"
+    ).fetchall()
+    try:
+        with closed_at_end(sqlite3.connect(path, isolation_level=None)) as copy:
+            copy.execute("BEGIN IMMEDIATE")
+            revisions.append_entries(copy, told)
+            for period, of_period in parts:
+                if period.is_closed and of_period["requests"]:
+                    _close_in_copy(copy, period, of_period)
+            seal = {
+                "sealed": True,
+                "archived_before": job.before,
+                **totals,
+                "periods": [{"since": each.since, "until": each.until, **fields} for each, fields in parts],
+                "source_head": head,
+            }
+            revisions.append(copy, "archive", [revisions.Revision(None, note, {}, seal)])
+            copy.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise LedgerError(f"cannot write {path}: {error}") from error
+
+
+def _close_in_copy(copy: sqlite3.Connection, period: Period, totals: dict[str, Any]) -> None:
+    """Close in the copy what is closed in the ledger, so that no command changes it there either."""
+    after = {"closed_since": period.since or None, "closed_until": period.until, **totals}
+    reason = "closed in the ledger that this was archived from"
+    position, _ = revisions.append(copy, "close", [revisions.Revision(None, reason, {}, after)])
+    copy.execute(
+        "INSERT INTO usage_closings (since, until, position) VALUES (?, ?, ?)", (period.since, period.until, position)
+    )
+
+
+def _finish(editor: Editor, job: _Job, path: Path, note: str) -> dict[str, Any]:
+    """Write into the trail what was archived, once all of it was; return its totals."""
+    with open_for_reading(path) as copy:
+        seal = _entry(copy, "ORDER BY position DESC LIMIT 1")
+        _, hash_ = revisions.head(copy.connection)
     after = {
-        "archived_before": before,
+        "archived_before": job.before,
         "archive": path.name,
         "archive_hash": hash_,
-        **archived.totals,
-        "of_closings": archived.of_closings,
+        **{name: value for name, value in seal.items() if name not in ("sealed", "archived_before", "source_head")},
     }
     with editor.transaction():
-        revision = revisions.Revision(None, note or f"archived before {shown(before)}", {}, after)
-        position, _ = revisions.append(editor.connection, "archive", [revision])
-        editor.connection.execute("UPDATE usage_archives SET position = ? WHERE hash = ?", (position, hash_))
+        reason = note or f"archived before {shown(job.before)}"
+        position, _ = revisions.append(editor.connection, "archive", [revisions.Revision(None, reason, {}, after)])
+        editor.connection.execute("UPDATE usage_archives SET position = ? WHERE number = ?", (position, job.number))
+    return seal
+
+
+def _entry(reader: Reader, which: str) -> dict[str, Any]:
+    """Return what an entry of an archive says; nothing where it is of something else, or cannot be read."""
+    if not reader.has_table("usage_revisions"):
+        return {}
+    found = reader.connection.execute(f"SELECT source, after FROM usage_revisions {which}").fetchone()
+    return revisions.decoded(found[1]) if found is not None and found[0] == "archive" else {}
 
 
 def broken(reader: Reader) -> Iterator[str]:
     """Name what does not agree between archives and their entries in the trail."""
     if not (reader.has_table("usage_archives") and reader.has_table("usage_revisions")):
         return
-    known = dict(reader.connection.execute("SELECT hash, position FROM usage_archives"))
-    entries = reader.connection.execute(
+    for _, path, before, _ in _unfinished(reader):
+        yield f"archive: {_interrupted(path, before)}"
+    entries = {position for position, after in _entries(reader) if after.get("archive_hash")}
+    known = {row[0] for row in reader.connection.execute("SELECT position FROM usage_archives WHERE position > 0")}
+    for position in sorted(entries ^ known):
+        yield f"archive: entry {position} of the trail and usage_archives do not say the same"
+
+
+def differ(reader: Reader, copy: Reader, name: Path) -> Iterator[str]:
+    """Name what of an archive is not what the ledger that it came from says of it; nothing for any other ledger."""
+    if not (reader.has_table("usage_revisions") and copy.has_table("usage_revisions")):
+        return
+    for position, after in _entries(reader):
+        hash_ = after.get("archive_hash")
+        is_it = copy.connection.execute("SELECT 1 FROM usage_revisions WHERE hash = ?", (hash_,)).fetchone()
+        if hash_ and is_it:
+            now = totals_of(copy, "", str(after.get("archived_before")))
+            for field, value in now.items():
+                if after.get(field) != value:
+                    yield f"{name}: entry {position} of the trail says {field} {after.get(field)}, and it has {value}"
+
+
+def _entries(reader: Reader) -> list[tuple[int, dict[str, Any]]]:
+    found = reader.connection.execute(
         "SELECT position, after FROM usage_revisions WHERE source = 'archive' ORDER BY position"
     )
-    told = {entry.get("archive_hash"): position for position, after in entries if (entry := json.loads(after))}
-    for hash_, position in known.items():
-        if position is None:
-            yield "archive: one was interrupted; run the same command again, and it goes on where it was"
-        elif told.get(hash_) != position:
-            yield f"archive: entry {position} of the trail and usage_archives do not say the same"
+    return [(position, revisions.decoded(after)) for position, after in found]

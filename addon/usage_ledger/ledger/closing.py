@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from usage_ledger.ledger import revisions
+from usage_ledger.ledger import money, revisions
+from usage_ledger.ledger.columns import COUNT_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader
-from usage_ledger.ledger.summary import plus, summarize
+from usage_ledger.ledger.summary import Sums, plus, summarize
 
 if TYPE_CHECKING:
     from usage_ledger.ledger.editing import Editor
@@ -35,6 +36,14 @@ class Closing(NamedTuple):
     position: int
 
 
+class Period(NamedTuple):
+    """A span between two closings, or after the last one."""
+
+    since: str
+    until: str
+    is_closed: bool
+
+
 class Late(NamedTuple):
     """A row that `came` to a closed period, or `changed` in it, after it was closed."""
 
@@ -53,6 +62,48 @@ def closings(reader: Reader) -> list[Closing]:
         "GROUP BY until ORDER BY until"
     )
     return [Closing(*row) for row in found]
+
+
+def periods_before(reader: Reader, before: str) -> list[Period]:
+    """Return the periods that a span from the beginning until `before` has parts of; the last one may be open."""
+    closed = closings(reader)
+    found = [Period(each.since, each.until, is_closed=True) for each in closed if each.since < before]
+    end = closed[-1].until if closed else ""
+    return [*found, Period(end, before, is_closed=False)] if end < before else found
+
+
+def totals_of(reader: Reader, since: str, until: str) -> dict[str, Any]:
+    """Add up the rows of a span, as in `Sums.fields`."""
+    (sums,) = summarize(reader, Filters(since=since, until=until), ())
+    return sums.fields()
+
+
+def _archived(reader: Reader, since: str, until: str) -> dict[str, Any] | None:
+    """Add up what archives have taken from a span; raise `LedgerError` where one has taken a part of a period."""
+    total: dict[str, Any] | None = None
+    for (after,) in reader.connection.execute("SELECT after FROM usage_revisions WHERE source = 'archive'"):
+        told = revisions.decoded(after)
+        periods = told.get("periods")
+        for period in periods if isinstance(periods, list) else ():
+            if not isinstance(period, dict):
+                continue
+            begins, ends = str(period.get("since")), str(period.get("until"))
+            if since <= begins and ends <= until:
+                total = _plus(total, period)
+            elif begins < until < ends and period.get("requests"):
+                raise LedgerError(
+                    f"rows before {shown(ends)} are archived, so the books can be closed until then, or later"
+                )
+    return total
+
+
+def _plus(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
+    names = _NOTHING.keys()
+    told = {name: other[name] for name in names if isinstance(other.get(name), type(_NOTHING[name]))}
+    return plus(one or _NOTHING, {**_NOTHING, **told})
+
+
+_NOTHING: dict[str, Any] = Sums((), 0, 0, dict.fromkeys(COUNT_COLUMNS, 0), money.books(None)).fields()
 
 
 def closed_until(reader: Reader) -> str | None:
@@ -103,9 +154,9 @@ def close_books(editor: "Editor", until: str, note: str) -> dict[str, Any]:
         with editor.transaction():
             number, since, former = _begin(editor, until)
         with editor.snapshot():
-            (sums,) = summarize(editor, Filters(since=since, until=until), ())
+            totals = _plus(_archived(editor, since, until), totals_of(editor, since, until))
         with editor.transaction():
-            entry = _end(editor, number, former, sums.fields(), note)
+            entry = _end(editor, number, former, totals, note)
         if entry is not None:
             editor.check_current()
             return entry
@@ -128,6 +179,7 @@ def _begin(editor: "Editor", until: str) -> tuple[int, str, Closing | None]:
             f"a period is closed again by its own end: {ends}"
         )
     since = former.since if former is not None else closed[-1].until if closed else ""
+    _refuse_archiving(editor)
     pending = editor.count(Filters(since=since, until=until), "usage_state = 'pending'")
     if pending:
         raise LedgerError(
@@ -139,11 +191,19 @@ def _begin(editor: "Editor", until: str) -> tuple[int, str, Closing | None]:
     return number, since, former
 
 
+def _refuse_archiving(editor: "Editor") -> None:
+    """Raise `LedgerError` while rows are on their way into an archive: nobody could say what is added up."""
+    found = editor.connection.execute("SELECT path FROM usage_archives WHERE position IS NULL").fetchone()
+    if found is not None:
+        raise LedgerError(f"an archive into {found[0]} is under way, or was interrupted; finish it first")
+
+
 def _end(
     editor: "Editor", number: int, former: Closing | None, totals: dict[str, Any], note: str
 ) -> dict[str, Any] | None:
     """Write a closing's entry into the trail; None where rows of its period have changed since it began."""
     connection = editor.connection
+    _refuse_archiving(editor)
     begun = connection.execute("SELECT since, until FROM usage_closings WHERE number = ?", (number,)).fetchone()
     changed = connection.execute("SELECT 1 FROM usage_late WHERE closing = ? LIMIT 1", (number,)).fetchone()
     if begun is None or changed is not None:
@@ -187,7 +247,7 @@ def broken(reader: Reader) -> Iterator[str]:
         for row in reader.connection.execute("SELECT position, until FROM usage_closings WHERE position IS NOT NULL")
     }
     for position in sorted(entries.keys() | known.keys()):
-        if _field(entries.get(position), "closed_until") != known.get(position):
+        if revisions.decoded(entries.get(position)).get("closed_until") != known.get(position):
             yield f"closings: entry {position} of the trail and usage_closings do not say the same"
             return
     for closing in closings(reader):
@@ -204,13 +264,8 @@ def _differences(reader: Reader, closing: Closing) -> Iterator[str]:
         yield f"and {len(found) - LATE_SHOWN:,} more rows of the period until {shown(closing.until)}"
     if found:
         return
-    (sums,) = summarize(reader, Filters(since=closing.since, until=closing.until), ())
-    told, now = _told(reader, closing), sums.fields()
-    for (after,) in reader.connection.execute(
-        "SELECT after FROM usage_revisions WHERE source = 'archive' AND position > ?", (closing.position,)
-    ):
-        archived = (_field(after, "of_closings") or {}).get(closing.until)
-        now = plus(now, archived) if archived else now
+    told = _told(reader, closing)
+    now = _plus(_archived(reader, closing.since, closing.until), totals_of(reader, closing.since, closing.until))
     for name, value in now.items():
         if told.get(name) != value:
             yield f"books closed until {shown(closing.until)}: {name} was {told.get(name)}, and is {value}"
@@ -221,18 +276,4 @@ def _told(reader: Reader, closing: Closing) -> dict[str, Any]:
     found = reader.connection.execute(
         "SELECT after FROM usage_revisions WHERE position = ?", (closing.position,)
     ).fetchone()
-    told = _decoded(found[0] if found else None)
-    return told if isinstance(told, dict) else {}
-
-
-def _field(after: str | None, name: str) -> Any:
-    told = _decoded(after)
-    return told.get(name) if isinstance(told, dict) else None
-
-
-def _decoded(text: str | None) -> Any:
-    """Decode JSON of the trail, which another program may have broken."""
-    try:
-        return json.loads(text or "null")
-    except (ValueError, RecursionError):
-        return None
+    return revisions.decoded(found[0]) if found else {}

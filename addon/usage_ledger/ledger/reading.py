@@ -294,7 +294,11 @@ class Reader:
 
     def has_table(self, name: str) -> bool:
         """Whether there is a table; an older ledger does not have all of them."""
-        return self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
+        found = self.connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = ?1 UNION ALL SELECT 1 FROM sqlite_temp_master WHERE name = ?1",
+            (name,),
+        )
+        return found.fetchone() is not None
 
     def was_migrated(self, migration: str) -> bool:
         """Whether this ledger once got what a migration of `schema` makes."""

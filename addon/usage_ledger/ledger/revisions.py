@@ -83,6 +83,15 @@ def head(connection: sqlite3.Connection) -> tuple[int, str]:
     return last or (0, "")
 
 
+def decoded(after: object) -> dict[str, Any]:
+    """Return what an entry's `before` or `after` says; nothing where another program has broken it."""
+    try:
+        told = json.loads(str(after))
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
 def hash_of(link: str, entry: tuple[str | int | None, ...]) -> str:
     """Return the hash of an entry (its columns but `hash`) that follows one whose hash is `link`."""
     return hashlib.sha256(_as_json([link, *entry]).encode("utf-8", "surrogatepass")).hexdigest()

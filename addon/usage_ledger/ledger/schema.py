@@ -176,7 +176,8 @@ def create_closings_and_archive(database: Database) -> None:
         ) STRICT, WITHOUT ROWID
         """
     )
-    # Proxies go on writing whatever is closed: no request may be lost. So what they change there is noted instead.
+    # Proxies go on writing whatever is closed: no request may be lost. So what they change there is noted instead, for
+    # the last closing of the period and for one that is being made (which has no position yet).
     for what, event in (("came", "INSERT"), ("changed", "UPDATE")):
         database.execute(
             f"""
@@ -184,9 +185,13 @@ def create_closings_and_archive(database: Database) -> None:
             WHEN new.occurred_at < (SELECT max(until) FROM usage_closings)
             BEGIN
                 INSERT OR IGNORE INTO usage_late (closing, record_id, what, noticed_at)
-                SELECT max(number), new.id, '{what}', strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-                FROM usage_closings WHERE since <= new.occurred_at AND new.occurred_at < until
-                HAVING max(number) IS NOT NULL;
+                SELECT number, new.id, '{what}', strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                FROM usage_closings WHERE since <= new.occurred_at AND new.occurred_at < until AND (
+                    position IS NULL OR number = (
+                        SELECT max(number) FROM usage_closings WHERE since <= new.occurred_at
+                        AND new.occurred_at < until AND position IS NOT NULL
+                    )
+                );
             END
             """
         )
@@ -194,7 +199,10 @@ def create_closings_and_archive(database: Database) -> None:
         """
         CREATE TABLE usage_archives (
             number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
-            hash TEXT UNIQUE NOT NULL,
+            token TEXT UNIQUE NOT NULL,
+            path TEXT NOT NULL,
+            before TEXT NOT NULL,
+            owner TEXT NOT NULL,
             position INTEGER
         ) STRICT
         """
@@ -205,6 +213,82 @@ def create_closings_and_archive(database: Database) -> None:
             key TEXT PRIMARY KEY NOT NULL,
             archive INTEGER NOT NULL
         ) STRICT, WITHOUT ROWID
+        """
+    )
+
+
+@_migrations()
+def create_bill(database: Database) -> None:
+    """What upstream billed: raw answers and files, the buckets in them, their lines, and the API keys it lists."""
+    database.execute(
+        """
+        CREATE TABLE bill_answers (
+            number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+            loaded_at TEXT NOT NULL,
+            loaded_by TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            origin TEXT NOT NULL,
+            source TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            body TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    database.execute(
+        """
+        CREATE TABLE bill_buckets (
+            number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+            kind TEXT NOT NULL,
+            origin TEXT NOT NULL,
+            since TEXT NOT NULL,
+            until TEXT NOT NULL,
+            loaded_at TEXT NOT NULL,
+            answer INTEGER NOT NULL,
+            UNIQUE (kind, origin, since, until)
+        ) STRICT
+        """
+    )
+    database.execute("CREATE INDEX bill_buckets_answer ON bill_buckets(answer)")
+    names = ("model", "api_key", "workspace", "service_tier", "context_window", "inference_geo", "speed")
+    told = ", ".join(f"{name} TEXT" for name in names)
+    database.execute(
+        f"""
+        CREATE TABLE bill_usage (
+            bucket INTEGER NOT NULL,
+            {told},
+            input_tokens INTEGER NOT NULL,
+            output_tokens INTEGER NOT NULL,
+            cache_creation_5m_input_tokens INTEGER NOT NULL,
+            cache_creation_1h_input_tokens INTEGER NOT NULL,
+            cache_read_input_tokens INTEGER NOT NULL,
+            web_search_requests INTEGER NOT NULL
+        ) STRICT
+        """
+    )
+    database.execute(
+        f"""
+        CREATE TABLE bill_costs (
+            bucket INTEGER NOT NULL,
+            amount TEXT NOT NULL,
+            description TEXT,
+            {told},
+            token_type TEXT,
+            cost_type TEXT
+        ) STRICT
+        """
+    )
+    for table in ("bill_usage", "bill_costs"):
+        database.execute(f"CREATE INDEX {table}_bucket ON {table}(bucket)")
+    database.execute(
+        """
+        CREATE TABLE bill_keys (
+            id TEXT PRIMARY KEY NOT NULL,
+            name TEXT,
+            hint TEXT,
+            workspace TEXT,
+            status TEXT,
+            answer INTEGER NOT NULL
+        ) STRICT
         """
     )
 

@@ -78,7 +78,12 @@ class Store:
 
     def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
         """Write a batch of entries, in their order, and remove withdrawn pending rows: all of it or nothing."""
-        entries = self._without_archived(entries)
+        if any(
+            entry.record.origin == "replay" for entry in entries
+        ):  # a live request gets its row whatever it is called
+            replayed = [entry for entry in entries if entry.record.origin == "replay"]
+            kept = set(map(id, self.without_archived(replayed)))
+            entries = [entry for entry in entries if entry.record.origin != "replay" or id(entry) in kept]
         self._find_aliases(entries)
         if not withdrawn and all(map(_is_plain, entries)):
             self._upsert(entries)
@@ -116,12 +121,9 @@ class Store:
         if changed and entry.iterations:
             self.connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
 
-    def _without_archived(self, entries: list[Entry]) -> list[Entry]:
-        """Leave out replayed flows whose rows were archived. A live request gets its row whatever it is called."""
-        replayed = [entry for entry in entries if entry.record.origin == "replay"]
-        if not replayed:
-            return entries
-        keys = {id(entry): _keys(entry) for entry in replayed}
+    def without_archived(self, entries: list[Entry]) -> list[Entry]:
+        """Leave out entries whose rows were archived: flows that are read again, and what a spill file kept."""
+        keys = {id(entry): _keys(entry) for entry in entries}
         asked = _as_json([key for each in keys.values() for key in each])
         found = {row[0] for row in self.connection.execute(statements.FIND_ARCHIVED, (asked,))}
         return [entry for entry in entries if found.isdisjoint(keys.get(id(entry), ()))] if found else entries

@@ -7,7 +7,6 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from usage_ledger.ledger.closing import late
 from usage_ledger.ledger.filters import FLAGGED, UNPRICED, Filters, format_moment
 from usage_ledger.ledger.reading import Reader
 
@@ -19,7 +18,6 @@ class Watched(NamedTuple):
     flagged: int
     unpriced: int
     stuck: int
-    late: int
     newest: str | None
 
     @property
@@ -29,10 +27,14 @@ class Watched(NamedTuple):
 
 
 def watch(reader: Reader, filters: Filters, stuck_after: timedelta) -> Watched:
-    """Count what a monitor asks for. A pending row is stuck once its request began `stuck_after` ago."""
-    began = format_moment(datetime.now(UTC) - stuck_after)
+    """Count what a monitor asks for. A pending row is stuck once its request began `stuck_after` ago.
+
+    Rows that a wrong clock put into the future do not pass for traffic.
+    """
+    now = datetime.now(UTC)
+    began = format_moment(now - stuck_after)
     older = dataclasses.replace(filters, until=min(began, filters.until or began))
-    where, values = dataclasses.replace(filters, since=None, until=None).where()
+    where, values = dataclasses.replace(filters, since=None, until=format_moment(now)).where()
     (newest,) = reader.connection.execute(
         f"SELECT max(occurred_at) FROM {reader.table()} WHERE {where}", values
     ).fetchone()
@@ -41,6 +43,5 @@ def watch(reader: Reader, filters: Filters, stuck_after: timedelta) -> Watched:
         flagged=reader.count(filters, FLAGGED),
         unpriced=reader.count(filters, UNPRICED),
         stuck=reader.count(older, "usage_state = 'pending'"),
-        late=sum(1 for _ in late(reader)),
         newest=newest,
     )

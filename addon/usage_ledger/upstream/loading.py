@@ -1,0 +1,208 @@
+"""Loading: from the Admin API, page by page, or from a saved file, into the ledger.
+
+Room: upstream. Imports the standard library, the ledger and its neighbours in this room. Each page is stored as it
+comes, whole buckets at a time, so that fetching that was interrupted goes on where it was; a file is stored whole or
+not at all.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from usage_ledger.ledger.bill import Answer, Stored, bucket_spans, store_buckets, store_keys
+from usage_ledger.ledger.editing import Editor
+from usage_ledger.ledger.filters import format_moment
+from usage_ledger.upstream import answers, console
+from usage_ledger.upstream.answers import BillError
+from usage_ledger.upstream.api import AdminApi
+
+LATE = timedelta(minutes=10)
+"""A bucket is final once it was loaded so long after its end. The API docs say that usage shows within 5 minutes."""
+
+FILE_LIMIT = 512 * 1024 * 1024
+
+
+class Width(NamedTuple):
+    """A width of buckets: how long they are, and how many of them one answer has at most (API docs)."""
+
+    span: timedelta
+    limit: int
+
+
+WIDTHS = {
+    "1d": Width(timedelta(days=1), 31),
+    "1h": Width(timedelta(hours=1), 168),
+    "1m": Width(timedelta(minutes=1), 1440),
+}
+GROUP_BY = ("api_key_id", "workspace_id", "model", "service_tier", "inference_geo")
+"""What usage is asked for by: the API takes five at most."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def is_final(until: str, loaded_at: str) -> bool:
+    """Whether a bucket was loaded late enough to be all that is billed in it."""
+    return datetime.fromisoformat(loaded_at) >= datetime.fromisoformat(until) + LATE
+
+
+def fetch_usage(
+    editor: Editor, api: AdminApi, since: str, until: str, width: str, progress: Callable[[int], object]
+) -> Stored:
+    """Fetch the usage report of a span, but for buckets that the ledger has and that are final."""
+    parameters = [("bucket_width", width), *(("group_by[]", name) for name in GROUP_BY)]
+    return _fetch(editor, api, "usage", since, until, width, parameters, progress)
+
+
+def fetch_costs(editor: Editor, api: AdminApi, since: str, until: str, progress: Callable[[int], object]) -> Stored:
+    """Fetch the cost report of a span, in the same way; it has days alone."""
+    parameters = [("bucket_width", "1d"), ("group_by[]", "workspace_id"), ("group_by[]", "description")]
+    return _fetch(editor, api, "costs", since, until, "1d", parameters, progress)
+
+
+def fetch_keys(editor: Editor, api: AdminApi) -> Stored:
+    """Fetch the list of API keys, by which a row's hint finds the key that the bill names."""
+    path, after = "/v1/organizations/api_keys", None
+    stored = Stored(0, 0, 0)
+    while True:
+        body = api.get(path, [("limit", "100"), *([("after_id", after)] if after else [])])
+        keys, after = answers.key_page(body)
+        answer = Answer("keys", "api", f"{api.base_url}{path}", body.decode())
+        stored = _plus(stored, store_keys(editor, answer, keys))
+        if after is None:
+            return stored
+
+
+def spans(since: str, until: str, width: str) -> int:
+    """Return how many buckets a span has."""
+    first, last = _aligned(since, until, width)
+    return int((last - first) / WIDTHS[width].span)
+
+
+def _fetch(
+    editor: Editor,
+    api: AdminApi,
+    kind: str,
+    since: str,
+    until: str,
+    width: str,
+    parameters: list[tuple[str, str]],
+    progress: Callable[[int], object],
+) -> Stored:
+    path = f"/v1/organizations/{'usage_report/messages' if kind == 'usage' else 'cost_report'}"
+    read = answers.usage_page if kind == "usage" else answers.cost_page
+    stored = Stored(0, 0, 0)
+    first, last = _aligned(since, until, width)
+    known = _final_buckets(editor, kind, first, last, WIDTHS[width].span)
+    progress(len(known))
+    stored = Stored(0, 0, len(known))
+    for start, end in _gaps(first, last, WIDTHS[width].span, known):
+        page: str | None = None
+        while True:
+            asked = [
+                ("starting_at", _rfc3339(start)),
+                ("ending_at", _rfc3339(end)),
+                ("limit", str(WIDTHS[width].limit)),
+                *parameters,
+                *([("page", page)] if page else []),
+            ]
+            body = api.get(path, asked)
+            buckets, page = read(body)
+            for bucket in buckets:
+                if not format_moment(start) <= bucket.since < bucket.until <= format_moment(end):
+                    raise BillError(
+                        f"{api.base_url} answers with a bucket from {bucket.since}, which was not asked for"
+                    )
+            answer = Answer(kind, "api", f"{api.base_url}{path}", body.decode())
+            stored = _plus(stored, store_buckets(editor, answer, buckets, replace=True))
+            progress(len(buckets))
+            if page is None:
+                break
+            if not buckets:
+                raise BillError(f"{api.base_url} goes on for ever: a page has no buckets, and there is a next one")
+    return stored
+
+
+def _aligned(since: str, until: str, width: str) -> tuple[datetime, datetime]:
+    """Return the span of whole buckets in which a span lies."""
+    span = WIDTHS[width].span
+    first, last = datetime.fromisoformat(since), datetime.fromisoformat(until)
+    first -= (first - _EPOCH) % span
+    last += -(last - _EPOCH) % span
+    if first >= last:
+        raise BillError("the span ends before it begins")
+    return first, last
+
+
+def _final_buckets(editor: Editor, kind: str, first: datetime, last: datetime, span: timedelta) -> set[datetime]:
+    """Return where the buckets of this width begin that are in the ledger and final."""
+    return {
+        datetime.fromisoformat(each.since)
+        for each in bucket_spans(editor, kind, format_moment(first), format_moment(last))
+        if each.origin == "api"
+        and datetime.fromisoformat(each.until) - datetime.fromisoformat(each.since) == span
+        and is_final(each.until, each.loaded_at)
+    }
+
+
+def _gaps(
+    first: datetime, last: datetime, span: timedelta, known: set[datetime]
+) -> Iterator[tuple[datetime, datetime]]:
+    """Yield the spans between known buckets."""
+    start: datetime | None = None
+    moment = first
+    while moment < last:
+        if moment in known:
+            if start is not None:
+                yield start, moment
+            start = None
+        elif start is None:
+            start = moment
+        moment += span
+    if start is not None:
+        yield start, last
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _plus(one: Stored, other: Stored) -> Stored:
+    return Stored(*(mine + theirs for mine, theirs in zip(one, other, strict=True)))
+
+
+def load_file(editor: Editor, path: Path, replace: bool = False) -> tuple[str, Stored]:
+    """Store a saved file; return what it is (`usage`, `costs` or `keys`) and what was stored.
+
+    It is a CSV export of the Console or a saved answer of the Admin API, which its content tells.
+    """
+    try:
+        if path.stat().st_size > FILE_LIMIT:
+            raise BillError(f"{path} is larger than any bill")
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BillError(f"{path} is not UTF-8 text") from error
+    except OSError as error:
+        raise BillError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return _store_file(editor, path.name, text, replace)
+    except BillError as error:
+        raise BillError(f"{path}: {error}") from error
+
+
+def _store_file(editor: Editor, name: str, text: str, replace: bool) -> tuple[str, Stored]:
+    if text.lstrip()[:1] in ("{", "["):
+        body = text.encode()
+        kind = answers.kind_of(body)
+        if kind == "keys":
+            keys, _ = answers.key_page(body)
+            return kind, store_keys(editor, Answer(kind, "api", name, text), keys)
+        if kind is None:
+            raise BillError("it is JSON, but no answer of the Admin API (usage report, cost report, API keys)")
+        buckets, _ = (answers.usage_page if kind == "usage" else answers.cost_page)(body)
+        return kind, store_buckets(editor, Answer(kind, "api", name, text), buckets, replace)
+    kind = console.kind_of(text)
+    if kind is None:
+        raise BillError("it is no usage or cost export of the Console, and no answer of the Admin API")
+    buckets = (console.usage_buckets if kind == "usage" else console.cost_buckets)(text)
+    return kind, store_buckets(editor, Answer(kind, "csv", name, text), buckets, replace)
