@@ -164,7 +164,7 @@ def test_an_archive_says_what_moved_and_what_stays(ledger: Path, tmp_path: Path)
         (("backup", "usage.db"), "is there already"),
         (("backup", "no/such/copy.db"), "No such file or directory"),
         (("backup", "."), "is there already"),
-        (("archive", "--before", "2026-11-01", "precious.txt"), "not a usage ledger"),
+        (("archive", "--before", "2026-11-01", "precious.txt"), "is there already; name another file"),
         (("archive", "--before", "2026-11-01", "usage.db"), "is there already; name another file"),
         (("archive", "--before", "2026-11-01", "no/such/old.db"), "No such file or directory"),
         (("archive", "--before", "2999-01-01", "old.db"), "is in the future"),
@@ -216,6 +216,41 @@ def test_progress_is_shown_on_a_terminal_alone(ledger: Path, tmp_path: Path, wor
     seen = os.read(ours, 65536)
     os.close(ours)
     assert b"100%" in seen
+
+
+@pytest.mark.parametrize("words", [("backup", "copy.db"), ("archive", "--before", "2026-11-02", "copy.db")])
+def test_one_that_is_told_to_stop_leaves_nothing(ledger: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    os.mkfifo(tmp_path / "wait")
+    stop_in_the_midst = (
+        "import sys; from usage_ledger.cli.main import run; from usage_ledger.ledger.reading import Reader; "
+        "Reader.integrity = lambda _: open('wait').read(); run(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", stop_in_the_midst, words[0], "--db", str(ledger), *words[1:]]
+    with (
+        subprocess.Popen(command, cwd=tmp_path) as process,
+        open(tmp_path / "wait", "w"),  # which it comes to read, once it is in the midst
+    ):
+        assert any("unfinished" in name for name in os.listdir(tmp_path))
+        process.terminate()
+        assert process.wait(20) == 143
+    assert [name for name in os.listdir(tmp_path) if "copy" in name] == []
+    assert tool(ledger, "check", "--format", "json", code=1).count('"late": 0') == 1
+    assert "finding" not in tool(ledger, "verify").replace("0 finding", "")
+
+
+@pytest.mark.parametrize("command", ["check", "verify"])
+def test_a_reader_that_leaves_does_not_change_what_was_found(ledger: Path, command: str) -> None:
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute("UPDATE usage_records SET input_tokens = 9")
+        connection.commit()
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with subprocess.Popen(
+        [sys.executable, "-m", "usage_ledger", command, "--db", str(ledger)], stdout=theirs, stderr=subprocess.PIPE
+    ) as process:
+        os.close(theirs)
+        assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 1
 
 
 # Several ledgers.
@@ -298,7 +333,8 @@ def test_ledgers_that_cannot_be_read_together_are_one_line(
 def test_what_changes_rows_takes_one_ledger(ledger: Path, tmp_path: Path) -> None:
     other = fill(tmp_path / "other.db", record("b", **PRICED))
     told = tool(ledger, "review", "--db", str(other), "accept", "a", "--note", "x", code=2)
-    assert "this changes rows, so name one ledger" in told
+    assert "this command takes one ledger" in told
+    assert "takes one ledger" in tool(ledger, "price", "--db", str(other), code=2)
     tool(ledger, "review", "accept", "a", "--note", "x")
     assert row(ledger, "a")["requires_manual_review"] == 0
 

@@ -153,6 +153,7 @@ def test_what_is_closed_is_closed_in_the_archive_too(ledger: Path, tmp_path: Pat
     close(ledger, NOVEMBER)
     old = tmp_path / "old.db"
     move(ledger, old)
+    assert is_well(old)
     one = Change("b", "x", {"tag": None}, {"tag": "x", "input_tokens": 5})
     one = one._replace(expected={"tag": None, "input_tokens": 1_000})
     with open_for_editing(old) as editor, pytest.raises(LedgerError, match="--reopen changes it all the same"):
@@ -206,12 +207,13 @@ def test_an_interrupted_run_goes_on_for_the_time_that_was_said_then(
         assert list(broken(reader)) == [
             f"archive: an archive into {old} was interrupted; finish it: usage-ledger archive --before 2026-11-01 {old}"
         ]
+    write(ledger, record("more"))
     with pytest.raises(LedgerError, match="was interrupted; finish it"):
         move(ledger, tmp_path / "another.db")
     moved = move(ledger, old, "2026-11-20T00:00:00.000Z")
     assert moved is not None
     assert moved.totals["requests"] == 5
-    assert ids(ledger) == ["flagged", "nov", "pending"]
+    assert ids(ledger) == ["flagged", "more", "nov", "pending"]
     assert is_well(ledger)
     assert is_well(old)
 
@@ -234,7 +236,9 @@ def test_an_interrupted_run_that_removed_nothing_is_forgotten(
 def test_a_row_that_a_spill_brings_again_is_not_back(ledger: Path, tmp_path: Path) -> None:
     move(ledger, tmp_path / "old.db")
     with closing(Store(ledger, "normal", "abc")) as store:
-        assert store.without_archived([Entry(record("a")), Entry(record("new"))]) == [Entry(record("new"))]
+        given = [Entry(record("a")), Entry(record("new"))]
+        assert store.without_archived(given, lambda _: True) == given[1:]
+        assert store.without_archived(given, lambda _: False) == given
 
 
 def test_a_row_that_came_back_is_archived_again(ledger: Path, tmp_path: Path) -> None:
@@ -279,9 +283,17 @@ def replayed(id_: str, **fields: Any) -> Entry:
         Entry(record("other", origin="replay", request_id="req_a"), identify=True),
         Entry(record("other", origin="replay", request_id="req_a", message_id="msg_x"), identify=True),
         Entry(record("other", origin="replay", message_id="msg_b"), identify=True),
+        Entry(record("other", origin="replay", message_id="msg_a"), identify=True),
+        Entry(record("other", origin="replay", request_id="req_b", message_id="msg_b"), identify=True),
         Entry(record("other", origin="replay"), identify=True),
+        Entry(record("other", origin="replay", request_id="req_d"), identify=True),
+        Entry(record("other", origin="replay"), identify=True, only_new=True),
     ],
-    ids=["capture", "capture after a HAR", "by request id", "by request id first", "by message id", "by its start"],
+    ids=[
+        *("capture", "capture after a HAR", "by request id", "by request id first", "by message id"),
+        *("by message id alone", "by message id where the row had no other", "by its start"),
+        *("by its start where the row had no ids", "a body that was not captured"),
+    ],
 )
 def test_a_replay_brings_no_archived_row_back(ledger: Path, tmp_path: Path, entry: Entry) -> None:
     move(ledger, tmp_path / "old.db")
@@ -330,7 +342,7 @@ def test_a_row_that_changes_between_copy_and_removal_stays(
 def test_what_cannot_be_the_archive_of_these_rows_stays_as_it_is(ledger: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious.txt"
     precious.write_text("precious")
-    with pytest.raises(LedgerError, match="not a usage ledger"):
+    with pytest.raises(FileExistsError, match="is there already; name another file"):
         move(ledger, precious)
     other = tmp_path / "other.db"
     write(other, record("x"))
@@ -441,3 +453,88 @@ def test_killed_at_any_statement_every_row_is_somewhere_and_the_next_run_finishe
     statements, resumed = map(int, done.stdout.split())
     assert statements > 100
     assert resumed > 20
+
+
+def test_replays_while_rows_are_removed_bring_none_back(
+    ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes read the same flows again and again while they are archived, three rows at a time."""
+    write(ledger, *(record(f"n{number:03d}", request_id=f"req_{number}") for number in range(300)))
+    names = ids(ledger)
+    replaying = (
+        "import sys; from pathlib import Path; from usage_ledger.ledger.store import Store\n"
+        "from usage_ledger.ledger.record import Entry; from tests.ledger.test_closing import record\n"
+        "store = Store(Path(sys.argv[1]), 'normal', sys.argv[2], 20_000); har = sys.argv[3] == 'har'\n"
+        "print('ready', flush=True)\n"
+        "for turn in range(4):\n"
+        "    for number in range(300):\n"
+        "        id_ = f'h{number:03d}' if har else f'n{number:03d}'\n"
+        "        one = record(id_, origin='replay', request_id=f'req_{number}')\n"
+        "        store.write([Entry(one, identify=har)], [])\n"
+        "store.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'addon'}:{ROOT}"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", replaying, str(ledger), f"{kind}0", kind], stdout=subprocess.PIPE, env=environment
+        )
+        for kind in ("har", "capture")
+    ]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    monkeypatch.setattr(archiving, "PAGE", 3)
+    move(ledger, tmp_path / "old.db")
+    for process in running:
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    assert sorted(ids(ledger) + ids(tmp_path / "old.db")) == names
+    assert is_well(ledger)
+
+
+@pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
+def test_names_that_sqlite_takes_for_its_own_are_refused(ledger: Path, tmp_path: Path, ending: str) -> None:
+    """It would take the archive for the ledger's journal, and remove it."""
+    with pytest.raises(FileExistsError, match="name"):
+        move(ledger, tmp_path / f"usage.db{ending}")
+    assert ids(ledger) == ["a", "b", "c", "d", "flagged", "none", "nov", "pending"]
+    assert is_well(ledger)
+
+
+def test_a_hard_link_of_the_ledger_is_no_target(ledger: Path, tmp_path: Path) -> None:
+    (tmp_path / "hard.db").hardlink_to(ledger)
+    with pytest.raises(FileExistsError):
+        move(ledger, tmp_path / "hard.db")
+    assert sorted(path.name for path in tmp_path.glob("hard*")) == ["hard.db"]
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM usage_records WHERE id = 'a'", "UPDATE usage_records SET input_tokens = 9"]
+)
+def test_what_is_done_to_an_archive_by_plain_sql_is_named(ledger: Path, tmp_path: Path, statement: str) -> None:
+    old = tmp_path / "old.db"
+    move(ledger, old)
+    assert is_well(old)
+    sql(old, statement)
+    with open_for_reading(old) as reader:
+        assert any("the seal of this archive says" in finding for finding in broken(reader))
+    with open_for_reading(ledger) as source, open_for_reading(old) as copy:
+        assert list(differ(source, copy, old)) != []
+
+
+def test_an_archive_can_be_corrected_and_archived_in_its_turn(ledger: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.db"
+    move(ledger, old)
+    with open_for_editing(old) as editor:
+        editor.change("review", [Change("b", "x", {"tag": None}, {"tag": "x"})])
+    assert is_well(old)
+    move(old, tmp_path / "older.db", "2026-10-20T00:00:00.000Z")
+    assert ids(old) == []
+    assert is_well(old)
+    assert is_well(tmp_path / "older.db")
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_made(ledger: Path, tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="is not UTF-8 text"):
+        move(ledger, tmp_path / "\udcff.db")
+    assert is_well(ledger)

@@ -110,10 +110,13 @@ def test_two_editors_at_once_make_one_trail(ledger: Path) -> None:
 
 def test_an_older_ledger_gets_its_trail(ledger: Path) -> None:
     with closing(sqlite3.connect(ledger)) as connection:
-        for table in ("usage_revisions", "usage_closings", "usage_late", "usage_archives", "usage_archived"):
-            connection.execute(f"DROP TABLE {table}")
-        for trigger in ("usage_late_came", "usage_late_changed"):
-            connection.execute(f"DROP TRIGGER {trigger}")
+        made = connection.execute(
+            "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'trigger') AND name NOT LIKE 'sqlite_%' "
+            "AND name NOT IN ('usage_records', 'usage_iterations', '_sqlite_migrations', 'usage_iterations_follow') "
+            "ORDER BY type DESC"
+        )
+        for kind, name in made.fetchall():
+            connection.execute(f"DROP {kind} IF EXISTS {name}")
         connection.execute("ALTER TABLE usage_iterations DROP COLUMN total_cost")
         connection.execute("DELETE FROM _sqlite_migrations WHERE name <> 'create_usage_records'")
         connection.commit()

@@ -65,7 +65,7 @@ def options(url: str, rate: str = "0.5", least: int = 2) -> list[str]:
 
 
 def test_an_alert_arrives_once_a_window(start_proxy: Start, ask: Ask, webhook: Webhook) -> None:
-    proxy = start_proxy(*options(webhook.url))
+    proxy = start_proxy("-v", *options(webhook.url))
     ask(proxy, "without_usage")
     ask(proxy, "normal")
     ask(proxy, "without_usage")  # 2 of 3
@@ -173,3 +173,14 @@ def test_memory_does_not_grow_with_the_traffic(clock: list[float]) -> None:
         watch.count(flagged=True)
         clock[0] += 0.1
     assert len(watch._slots) <= 60
+
+
+@pytest.mark.parametrize(("rate", "flagged"), [(0.29, 29), (0.57, 57), (1.0, 100)])
+def test_a_share_that_is_the_rate_itself_is_not_above_it(
+    clock: list[float], caplog: pytest.LogCaptureFixture, rate: float, flagged: int
+) -> None:
+    caplog.set_level(logging.WARNING, "usage_ledger")
+    watch = alerts(rate=rate)
+    for number in range(100):
+        watch.count(flagged=number >= 100 - flagged)
+    assert caplog.text == ""

@@ -29,7 +29,11 @@ from scripts.real_proxy import ADDON, mitmdump
         ("usage_alert_rate=many", "is no share from 0 to 1"),
         ("usage_alert_window=soon", "usage_alert_window: 'soon' is no span of time"),
         ("usage_alert_window=0m", "is no span of time"),
-        ("usage_alert_min=0", "usage_alert_min: 0 is not a number from 1 on"),
+        ("usage_alert_min=0", "usage_alert_min: '0' is not a number from 1 on"),
+        ("usage_alert_min=five", "usage_alert_min: 'five' is not a number from 1 on"),
+        ("usage_alert_min=5.0", "is not a number from 1 on"),
+        ("usage_alert_min", "usage_alert_min is given without a value"),
+        ("usage_account=a --set usage_account=b", "usage_account is given several times: a, b"),
         ("usage_alert_url=TOKEN://x", "usage_alert_url: it is no address that Apprise knows"),
     ],
 )
@@ -38,7 +42,8 @@ def test_a_bad_option_is_named(tmp_path: Path, option: str, says: str) -> None:
         [
             mitmdump(),
             *("-s", str(ADDON), "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0"),
-            *("--set", option),
+            *("--set", option.partition(" --set ")[0]),
+            *(word for more in option.split(" --set ")[1:] for word in ("--set", more)),
         ],
         env={**os.environ, "USAGE_LEDGER_DB": str(tmp_path / "usage.db")},
         capture_output=True,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 import click
 
 from usage_ledger.cli.options import Span, filters_from, with_filters, with_ledgers
-from usage_ledger.cli.output import for_people, for_programs, has_colours, on_one_line
+from usage_ledger.cli.output import FOUND, for_people, for_programs, has_colours, on_one_line
 from usage_ledger.ledger.reading import open_for_reading
 
 
@@ -144,6 +144,7 @@ def check(
         ),
     ]
     is_ok = all(each.is_ok for each in checks)
+    click.get_current_context().meta[FOUND] = int(not is_ok)
     if form == "json":
         _write_json(checks, told, is_ok, for_programs())
     elif form == "openmetrics":

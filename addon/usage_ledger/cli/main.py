@@ -5,6 +5,7 @@ for wrong usage, unusable input or nowhere to write to, never a traceback; a pip
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from usage_ledger.cli.close import close
 from usage_ledger.cli.export import export
 from usage_ledger.cli.fetch import fetch
 from usage_ledger.cli.import_ import import_
-from usage_ledger.cli.output import on_one_line
+from usage_ledger.cli.output import FOUND, on_one_line
 from usage_ledger.cli.price import price
 from usage_ledger.cli.review import review
 from usage_ledger.cli.rows import rows
@@ -31,15 +32,22 @@ from usage_ledger.ledger.marks import LedgerError
 
 
 class _EnoughError(Exception):
-    """Whoever reads our output has closed the pipe. (click would make a failure of it.)"""
+    """Whoever reads our output has closed the pipe. (click would make a failure of it.)
+
+    `code` is what the command would have ended with, as far as it knows.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
 
 
 @contextmanager
-def _readers_may_leave() -> Iterator[None]:
+def _readers_may_leave(context: click.Context | None = None) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError as error:
-        raise _EnoughError from error
+        raise _EnoughError(context.meta.get(FOUND, 0) if context is not None else 0) from error
 
 
 class _Group(click.Group):
@@ -48,7 +56,7 @@ class _Group(click.Group):
             return super().make_context(*arguments, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _readers_may_leave():
+        with _readers_may_leave(ctx):
             result = super().invoke(ctx)
             sys.stdout.flush()
         return result
@@ -81,7 +89,13 @@ main.add_command(verify)
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process: 0 fine, 1 a check found something, 2 wrong usage or unusable input."""
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(_exit_code(arguments))
+
+
+def _stop(number: int, _frame: object) -> None:
+    """End in order, so that what is half-made is taken away."""
+    sys.exit(128 + number)
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
@@ -89,9 +103,9 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         return _fail("there is nowhere to write to: standard output is closed")
     try:
         result = main(args=None if arguments is None else list(arguments), standalone_mode=False)
-    except _EnoughError:
+    except _EnoughError as enough:
         _forget(sys.stdout)  # whoever read from us has enough
-        return 0
+        return enough.code
     except click.exceptions.NoArgsIsHelpError as error:
         _tell(error.format_message())
         return 2

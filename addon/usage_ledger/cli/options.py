@@ -75,7 +75,9 @@ _DEFAULT_LEDGER = "Default: $USAGE_LEDGER_DB, else usage-ledger/usage.db in your
 
 def with_ledger[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     """Add `--db`; the command gets `db`, a path."""
-    return click.option("--db", metavar="PATH", callback=_ledger, help=f"The ledger. {_DEFAULT_LEDGER}")(command)
+    return click.option("--db", metavar="PATH", multiple=True, callback=_ledger, help=f"The ledger. {_DEFAULT_LEDGER}")(
+        command
+    )
 
 
 def with_ledgers[**P, R](command: Callable[P, R]) -> Callable[P, R]:
@@ -90,12 +92,12 @@ def with_ledgers[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     )(command)
 
 
-def _ledger(context: click.Context, parameter: click.Parameter, value: str | None) -> Path:
+def _ledger(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> Path:
     """Return the ledger that is named; else the one that stands before the name of a subcommand."""
-    before = _before(context) if value is None else ()
-    if len(before) > 1:
-        raise click.BadParameter("this changes rows, so name one ledger", context, parameter)
-    return before[0] if before else ledger_path(value)
+    paths = _ledgers(context, parameter, value)
+    if len(paths) > 1:
+        raise click.BadParameter("this command takes one ledger", context, parameter)
+    return paths[0]
 
 
 def _ledgers(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[Path, ...]:

@@ -21,6 +21,10 @@ _UNSHOWN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that move the cursor, reorder or break a line, or are no character: controls and their kin."""
 
 
+FOUND = "usage_ledger.found"
+"""Where a command leaves in its context's `meta` what it will end with, should its reader leave before the end."""
+
+
 def for_programs() -> TextIO:
     """Return stdout as UTF-8, line ends as they are written."""
     if isinstance(sys.stdout, io.TextIOWrapper):

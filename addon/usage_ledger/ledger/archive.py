@@ -10,6 +10,7 @@ an interruption goes on where it was.
 
 import contextlib
 import json
+import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -24,10 +25,10 @@ from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor
 from usage_ledger.ledger.filters import FLAGGED
 from usage_ledger.ledger.marks import LedgerError
-from usage_ledger.ledger.paths import new_file
+from usage_ledger.ledger.paths import new_file, refuse_name_of_sqlite
 from usage_ledger.ledger.reading import Reader, as_utf8, open_for_reading
 from usage_ledger.ledger.schema import migrate
-from usage_ledger.ledger.statements import ARCHIVE_KEY
+from usage_ledger.ledger.statements import START
 
 PAGE = 500
 """Rows that are copied or removed at a time: some milliseconds of other writers' time."""
@@ -51,20 +52,26 @@ def archive(editor: Editor, before: str, path: Path, note: str, progress: Callab
     Where `path` is the copy that an interrupted run has made, this one finishes it, for the time that was said then.
     `progress` is told of rows as they are copied and as they are removed. Raises `LedgerError` and FileExistsError.
     """
+    _check_target(editor, path)
+    any_row = f"SELECT 1 FROM usage_records WHERE occurred_at < ? AND {ARCHIVABLE} LIMIT 1"
     owner = presence.new_writer_id()
     with contextlib.closing(_Mark(editor.path, owner)):
-        with editor.transaction():
-            _forget_without_rows(editor, path)
-        if not path.exists():
-            any_row = f"SELECT 1 FROM usage_records WHERE occurred_at < ? AND {ARCHIVABLE} LIMIT 1"
-            if editor.connection.execute(any_row, (before,)).fetchone() is None:
-                return None
-            with new_file(path) as unfinished:
-                _copy(editor, before, unfinished, progress)
-                _check(unfinished)
-        job = _begin(editor, before, path, owner)
+        if path.exists():
+            job = _go_on(editor, before, path, owner)
+        elif editor.connection.execute(any_row, (before,)).fetchone() is None:
+            return None
+        else:
+            job = _begin(editor, before, path, owner)
+            try:
+                with new_file(path) as unfinished:
+                    _copy(editor, job, unfinished, progress)
+                    _check(unfinished)
+            except BaseException:
+                with editor.transaction():
+                    _forget(editor, job.number)
+                raise
         with _attached(editor, path):
-            changed = _remove(editor, job, progress)
+            _remove(editor, job, progress)
             _seal(editor, job, path, note)
         totals = _finish(editor, job, path, note)
     editor.check_current()
@@ -72,9 +79,21 @@ def archive(editor: Editor, before: str, path: Path, note: str, progress: Callab
         editor.connection.execute(
             f"SELECT count(*) FROM usage_records WHERE occurred_at < ? AND {condition}", (job.before,)
         ).fetchone()[0]
-        for condition in ("usage_state = 'pending'", FLAGGED)
+        for condition in (ARCHIVABLE, "usage_state = 'pending'", f"usage_state <> 'pending' AND {FLAGGED}")
     ]
-    return Archived(totals, changed, *stay)
+    return Archived(totals, *stay)
+
+
+def _check_target(editor: Editor, path: Path) -> None:
+    """Refuse what can be no archive, before anything is opened or made."""
+    for each in (path, editor.path):
+        try:
+            str(each).encode()
+        except UnicodeEncodeError as error:
+            raise LedgerError(f"the name of {str(each)!r} is not UTF-8 text, which an archive needs") from error
+    refuse_name_of_sqlite(path)
+    if os.path.lexists(path) and (not path.is_file() or path.samefile(editor.path)):
+        raise FileExistsError(f"{path} is there already; name another file")
 
 
 class _Job(NamedTuple):
@@ -98,7 +117,7 @@ class _Mark:
 # The copy.
 
 
-def _copy(editor: Editor, before: str, unfinished: Path, progress: Callable[[int], object]) -> None:
+def _copy(editor: Editor, job: _Job, unfinished: Path, progress: Callable[[int], object]) -> None:
     """Make a ledger of the rows before a time, with their iterations, and an entry that tells it from all others."""
     try:
         with closed_at_end(sqlite3.connect(unfinished, isolation_level=None)) as copy:
@@ -109,8 +128,8 @@ def _copy(editor: Editor, before: str, unfinished: Path, progress: Callable[[int
             copy.execute("ATTACH ? AS source", (str(editor.path),))
             _check_columns(copy, editor.path)
             copy.execute("BEGIN")
-            _copy_rows(copy, before, progress)
-            after = {"archived_before": before, "token": secrets.token_hex(16)}
+            _copy_rows(copy, job.before, progress)
+            after = {"archived_before": job.before, "token": job.token}
             revisions.append(copy, "archive", [revisions.Revision(None, "archive begun", {}, after)])
             copy.execute("COMMIT")
             copy.execute("DETACH source")
@@ -167,16 +186,21 @@ def _check(path: Path) -> None:
 # The removal.
 
 
-def _forget_without_rows(editor: Editor, path: Path) -> None:
-    """Forget interrupted runs that have removed nothing; raise `LedgerError` where one that has is to be finished."""
+def _refuse_others(editor: Editor, path: Path) -> None:
+    """Raise `LedgerError` where another archive is not finished; forget those that have removed nothing."""
     for number, other, before, owner in _unfinished(editor):
         if presence.is_alive(editor.path, owner):
             raise LedgerError(f"an archive into {other} is under way; wait for its end")
+        has_removed = editor.connection.execute("SELECT 1 FROM usage_archived WHERE archive = ? LIMIT 1", (number,))
         if Path(other) == path and path.exists():
             continue
-        if editor.connection.execute("SELECT 1 FROM usage_archived WHERE archive = ? LIMIT 1", (number,)).fetchone():
+        if has_removed.fetchone():
             raise LedgerError(_interrupted(other, before))
-        editor.connection.execute("DELETE FROM usage_archives WHERE number = ?", (number,))
+        _forget(editor, number)
+
+
+def _forget(editor: Editor, number: int) -> None:
+    editor.connection.execute("DELETE FROM usage_archives WHERE number = ? AND position IS NULL", (number,))
 
 
 def _unfinished(reader: Reader) -> list[tuple[int, str, str, str]]:
@@ -190,33 +214,41 @@ def _interrupted(path: str, before: str) -> str:
 
 
 def _begin(editor: Editor, before: str, path: Path, owner: str) -> _Job:
-    """Say in the ledger that rows go into a copy from now on; raise FileExistsError where `path` is no such copy."""
-    _check(path)
-    with open_for_reading(path) as copy:
-        begun = _entry(copy, "ORDER BY position LIMIT 1")
-        first = [row[0] for row in copy.connection.execute("SELECT id FROM usage_records LIMIT ?", (PAGE,))]
-    token, its_before = begun.get("token"), begun.get("archived_before")
+    """Say in the ledger that rows go into a copy from now on."""
+    token = secrets.token_hex(16)
     with editor.transaction():
-        connection = editor.connection
-        known = connection.execute("SELECT number, position FROM usage_archives WHERE token = ?", (token,)).fetchone()
-        if known is not None and known[1] is not None:
-            raise FileExistsError(f"{path} is there already, and complete; name another file for what came since")
-        is_ours = isinstance(token, str) and isinstance(its_before, str) and its_before <= before
-        if not is_ours or (known is None and not editor.having("id", first, ["id"])):
+        _refuse_others(editor, path)
+        # Whoever is closing a period meanwhile finds that out, and begins anew.
+        editor.connection.execute("DELETE FROM usage_closings WHERE position IS NULL")
+        number = editor.connection.execute(
+            "INSERT INTO usage_archives (token, path, before, owner) VALUES (?, ?, ?, ?)",
+            (token, str(path), before, owner),
+        ).lastrowid
+    assert number is not None
+    return _Job(number, token, before)
+
+
+def _go_on(editor: Editor, before: str, path: Path, owner: str) -> _Job:
+    """Take over from a run that was interrupted; raise FileExistsError where `path` is no copy that it has made."""
+    try:
+        with open_for_reading(path) as copy:
+            begun = _entry(copy, "ORDER BY position LIMIT 1")
+    except LedgerError as error:
+        raise FileExistsError(f"{path} is there already; name another file") from error
+    with editor.transaction():
+        found = editor.connection.execute(
+            "SELECT number, token, before, position FROM usage_archives WHERE token = ?", (begun.get("token"),)
+        ).fetchone()
+        if found is None or found[2] > before:
             raise FileExistsError(f"{path} is there already; name another file")
-        if connection.execute("SELECT 1 FROM usage_closings WHERE position IS NULL").fetchone():
-            connection.execute("DELETE FROM usage_closings WHERE position IS NULL")  # whoever makes it begins anew
-        if known is None:
-            connection.execute(
-                "INSERT INTO usage_archives (token, path, before, owner) VALUES (?, ?, ?, ?)",
-                (token, str(path), its_before, owner),
-            )
-        else:
-            connection.execute(
-                "UPDATE usage_archives SET owner = ?, path = ? WHERE token = ?", (owner, str(path), token)
-            )
-        (number,) = connection.execute("SELECT number FROM usage_archives WHERE token = ?", (token,)).fetchone()
-    return _Job(number, str(token), str(its_before))
+        if found[3] is not None:
+            raise FileExistsError(f"{path} is there already, and complete; name another file for what came since")
+        _refuse_others(editor, path)
+        editor.connection.execute(
+            "UPDATE usage_archives SET owner = ?, path = ? WHERE number = ?", (owner, str(path), found[0])
+        )
+    _check(path)
+    return _Job(*found[:3])
 
 
 @contextmanager
@@ -228,9 +260,8 @@ def _attached(editor: Editor, path: Path) -> Iterator[None]:
         editor.connection.execute("DETACH archive")
 
 
-def _remove(editor: Editor, job: _Job, progress: Callable[[int], object]) -> int:
-    """Remove the rows that are in the copy as they are here; return how many were not, which leave the copy instead."""
-    changed = 0
+def _remove(editor: Editor, job: _Job, progress: Callable[[int], object]) -> None:
+    """Remove the rows that are in the copy as they are here; those that are not leave the copy instead."""
     last = (b"", b"")
     while True:
         page = editor.connection.execute(
@@ -239,10 +270,10 @@ def _remove(editor: Editor, job: _Job, progress: Callable[[int], object]) -> int
             (*last, PAGE),
         ).fetchall()
         if not page:
-            return changed
+            return
         last = page[-1][-2:]
         with editor.transaction():
-            changed += _remove_page(editor.connection, job.number, json.dumps([row[0] for row in page]))
+            _remove_page(editor.connection, job.number, json.dumps([row[0] for row in page]))
         progress(len(page))
 
 
@@ -266,25 +297,23 @@ _SAME = f"""
 """SQL for the ids of a page's rows that say the same in both files."""
 
 
-def _remove_page(connection: sqlite3.Connection, number: int, ids: str) -> int:
-    """Remove rows, within a transaction; return how many of the copy were not as they are here.
+def _remove_page(connection: sqlite3.Connection, number: int, ids: str) -> None:
+    """Remove rows, within a transaction.
 
     Should a crash come between the two files, the page is looked at again: what is in both is removed from one.
     """
     same = json.dumps([row[0] for row in connection.execute(_SAME, (ids,))])
-    for key in ("id", ARCHIVE_KEY):
-        connection.execute(
-            f"INSERT INTO usage_archived (key, archive) SELECT {key}, ?2 FROM main.usage_records "
-            f"WHERE id IN {_OF_PAGE} ON CONFLICT (key) DO UPDATE SET archive = excluded.archive",
-            (same, number),
-        )
+    connection.execute(
+        "INSERT INTO usage_archived (record_id, archive, request_id, message_id, start) "
+        f"SELECT id, ?2, request_id, message_id, {START} FROM main.usage_records WHERE id IN {_OF_PAGE} "
+        "ON CONFLICT (record_id) DO UPDATE SET archive = excluded.archive",
+        (same, number),
+    )
     connection.execute(f"DELETE FROM main.usage_iterations WHERE record_id IN {_OF_PAGE}", (same,))
     connection.execute(f"DELETE FROM main.usage_records WHERE id IN {_OF_PAGE}", (same,))
-    here = json.dumps(
-        [row[0] for row in connection.execute(f"SELECT id FROM main.usage_records WHERE id IN {_OF_PAGE}", (ids,))]
-    )
-    connection.execute(f"DELETE FROM archive.usage_iterations WHERE record_id IN {_OF_PAGE}", (here,))
-    return connection.execute(f"DELETE FROM archive.usage_records WHERE id IN {_OF_PAGE}", (here,)).rowcount
+    here = f"SELECT id FROM main.usage_records WHERE id IN {_OF_PAGE}"
+    connection.execute(f"DELETE FROM archive.usage_iterations WHERE record_id IN ({here})", (ids,))
+    connection.execute(f"DELETE FROM archive.usage_records WHERE id IN ({here})", (ids,))
 
 
 # The end.
@@ -347,6 +376,9 @@ def _finish(editor: Editor, job: _Job, path: Path, note: str) -> dict[str, Any]:
         **{name: value for name, value in seal.items() if name not in ("sealed", "archived_before", "source_head")},
     }
     with editor.transaction():
+        done = editor.connection.execute("SELECT position FROM usage_archives WHERE number = ?", (job.number,))
+        if done.fetchone() != (None,):
+            raise LedgerError(f"another run has finished the archive into {path} meanwhile")
         reason = note or f"archived before {shown(job.before)}"
         position, _ = revisions.append(editor.connection, "archive", [revisions.Revision(None, reason, {}, after)])
         editor.connection.execute("UPDATE usage_archives SET position = ? WHERE number = ?", (position, job.number))
@@ -365,12 +397,32 @@ def broken(reader: Reader) -> Iterator[str]:
     """Name what does not agree between archives and their entries in the trail."""
     if not (reader.has_table("usage_archives") and reader.has_table("usage_revisions")):
         return
+    yield from _breaks_of_seal(reader)
     for _, path, before, _ in _unfinished(reader):
         yield f"archive: {_interrupted(path, before)}"
     entries = {position for position, after in _entries(reader) if after.get("archive_hash")}
     known = {row[0] for row in reader.connection.execute("SELECT position FROM usage_archives WHERE position > 0")}
     for position in sorted(entries ^ known):
         yield f"archive: entry {position} of the trail and usage_archives do not say the same"
+
+
+def _breaks_of_seal(reader: Reader) -> Iterator[str]:
+    """Name what of an archive is not what its seal says; what was revised or moved on since is not compared."""
+    sealed = reader.connection.execute(
+        "SELECT position, after FROM usage_revisions WHERE source = 'archive' ORDER BY position LIMIT 1 OFFSET 1"
+    ).fetchone()
+    seal = revisions.decoded(sealed[1]) if sealed is not None else {}
+    if not seal.get("sealed"):
+        return
+    since = "SELECT source FROM usage_revisions WHERE position > ? AND source <> 'close'"
+    if reader.connection.execute(since, (sealed[0],)).fetchone() is None:
+        yield from _breaks(reader, seal, "the seal of this archive")
+
+
+def _breaks(reader: Reader, told: dict[str, Any], whose: str) -> Iterator[str]:
+    for name, value in totals_of(reader, "", str(told.get("archived_before"))).items():
+        if told.get(name) != value:
+            yield f"{whose} says {name} {told.get(name)}, and it has {value}"
 
 
 def differ(reader: Reader, copy: Reader, name: Path) -> Iterator[str]:
@@ -381,10 +433,7 @@ def differ(reader: Reader, copy: Reader, name: Path) -> Iterator[str]:
         hash_ = after.get("archive_hash")
         is_it = copy.connection.execute("SELECT 1 FROM usage_revisions WHERE hash = ?", (hash_,)).fetchone()
         if hash_ and is_it:
-            now = totals_of(copy, "", str(after.get("archived_before")))
-            for field, value in now.items():
-                if after.get(field) != value:
-                    yield f"{name}: entry {position} of the trail says {field} {after.get(field)}, and it has {value}"
+            yield from _breaks(copy, after, f"{name}: entry {position} of the trail")
 
 
 def _entries(reader: Reader) -> list[tuple[int, dict[str, Any]]]:

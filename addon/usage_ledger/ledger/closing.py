@@ -83,7 +83,7 @@ def _archived(reader: Reader, since: str, until: str) -> dict[str, Any] | None:
     total: dict[str, Any] | None = None
     for (after,) in reader.connection.execute("SELECT after FROM usage_revisions WHERE source = 'archive'"):
         told = revisions.decoded(after)
-        periods = told.get("periods")
+        periods = told.get("periods") if told.get("archive_hash") else None  # else it is an archive's own seal
         for period in periods if isinstance(periods, list) else ():
             if not isinstance(period, dict):
                 continue
@@ -255,14 +255,17 @@ def broken(reader: Reader) -> Iterator[str]:
 
 
 def _differences(reader: Reader, closing: Closing) -> Iterator[str]:
-    found = [each for each in late(reader) if each.until == closing.until]
-    for each in found[:LATE_SHOWN]:
-        yield f"row {each.record_id}: it {each.what} on {each.noticed_at}, after the books were closed until " + shown(
-            closing.until
-        )
-    if len(found) > LATE_SHOWN:
-        yield f"and {len(found) - LATE_SHOWN:,} more rows of the period until {shown(closing.until)}"
-    if found:
+    of_this = "FROM usage_late WHERE closing = ?"
+    (count,) = reader.connection.execute(f"SELECT count(*) {of_this}", (closing.number,)).fetchone()
+    shown_ones = reader.connection.execute(
+        f"SELECT record_id, what, noticed_at {of_this} ORDER BY noticed_at, record_id LIMIT {LATE_SHOWN}",
+        (closing.number,),
+    )
+    for record_id, what, noticed_at in shown_ones.fetchall():
+        yield f"row {record_id}: it {what} on {noticed_at}, after the books were closed until {shown(closing.until)}"
+    if count > LATE_SHOWN:
+        yield f"and {count - LATE_SHOWN:,} more rows of the period until {shown(closing.until)}"
+    if count:
         return
     told = _told(reader, closing)
     now = _plus(_archived(reader, closing.since, closing.until), totals_of(reader, closing.since, closing.until))

@@ -73,6 +73,12 @@ def make_private_file(path: Path, flags: int) -> int:
     return descriptor
 
 
+def refuse_name_of_sqlite(path: Path) -> None:
+    """Raise FileExistsError for a name under which SQLite would take a file for its own, and remove it."""
+    if path.name.endswith(("-journal", "-wal", "-shm")):
+        raise FileExistsError(f"{path} is a name that SQLite gives to files of its own; name another file")
+
+
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Give the path of a new private file that takes its name, synced, once it is whole.
@@ -80,14 +86,18 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises FileExistsError where there is a file of that name, also at the end: nothing is ever replaced.
     """
     path = path.absolute()
-    if os.path.lexists(path):
-        raise FileExistsError(f"{path} is there already; name another file")
+    refuse_name_of_sqlite(path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
         if not _is_running(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)  # of one that was killed
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already; name another file")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     unfinished.unlink(missing_ok=True)
-    os.close(make_private_file(unfinished, os.O_RDWR))
+    try:
+        os.close(make_private_file(unfinished, os.O_RDWR))
+    except OSError as error:
+        raise OSError(f"cannot make {path}: {error.strerror}") from error
     try:
         yield unfinished
         _sync(unfinished)

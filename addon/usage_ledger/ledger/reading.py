@@ -242,10 +242,10 @@ class Reader:
         """Return the ids of rows that the trail knows, and that are neither in the ledger nor archived."""
         if not self.has_table("usage_revisions"):
             return []
-        archived = "AND record_id NOT IN (SELECT key FROM usage_archived) " if self.has_table("usage_archived") else ""
+        archived = " UNION ALL SELECT record_id FROM usage_archived" if self.has_table("usage_archived") else ""
         found = self.connection.execute(
             "SELECT DISTINCT record_id FROM usage_revisions WHERE record_id IS NOT NULL "
-            f"AND record_id NOT IN (SELECT id FROM usage_records) {archived}ORDER BY record_id LIMIT 100"
+            f"AND record_id NOT IN (SELECT id FROM usage_records{archived}) ORDER BY record_id LIMIT 100"
         )
         return [row[0] for row in found]
 

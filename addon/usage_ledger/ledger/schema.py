@@ -210,11 +210,17 @@ def create_closings_and_archive(database: Database) -> None:
     database.execute(
         """
         CREATE TABLE usage_archived (
-            key TEXT PRIMARY KEY NOT NULL,
-            archive INTEGER NOT NULL
+            record_id TEXT PRIMARY KEY NOT NULL,
+            archive INTEGER NOT NULL,
+            request_id TEXT,
+            message_id TEXT,
+            start TEXT NOT NULL
         ) STRICT, WITHOUT ROWID
         """
     )
+    for name in ("request_id", "message_id", "start"):
+        database.execute(f"CREATE INDEX usage_archived_{name} ON usage_archived({name}) WHERE {name} IS NOT NULL")
+    database.execute("CREATE INDEX usage_archived_archive ON usage_archived(archive)")
 
 
 @_migrations()

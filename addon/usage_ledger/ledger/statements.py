@@ -64,15 +64,26 @@ FIND_IDS = """
 """
 """Which of these ids have rows."""
 
-FIND_ARCHIVED = "SELECT key FROM usage_archived WHERE key IN (SELECT value FROM json_each(?1))"
-"""Which of these keys are of rows that were archived."""
+START = "occurred_at || ' ' || host || ' ' || path"
+"""What a flow is known by that has no ids."""
 
-ARCHIVE_KEY = """
-    CASE WHEN request_id IS NOT NULL THEN 'request ' || request_id
-        WHEN message_id IS NOT NULL THEN 'message ' || message_id
-        ELSE 'start ' || occurred_at || ' ' || host || ' ' || path END
+FIND_ARCHIVED = """
+    SELECT asked.value ->> 0 FROM json_each(?1) AS asked
+    WHERE EXISTS (
+        SELECT 1 FROM usage_archived WHERE record_id IN (asked.value ->> 1, asked.value ->> 2)
+    ) OR EXISTS (
+        SELECT 1 FROM usage_archived WHERE request_id = asked.value ->> 3
+    ) OR EXISTS (
+        SELECT 1 FROM usage_archived WHERE message_id = asked.value ->> 4
+        AND (request_id IS NULL OR asked.value ->> 3 IS NULL)
+    ) OR EXISTS (
+        SELECT 1 FROM usage_archived WHERE start = asked.value ->> 5
+        AND (request_id IS NULL OR asked.value ->> 3 IS NULL)
+        AND (message_id IS NULL OR asked.value ->> 4 IS NULL OR message_id = asked.value ->> 4)
+    )
 """
-"""What a flow without a lasting id (HAR) finds its archived row by."""
+"""Which of these were archived: each a list of its number, its id, its alias, and, where its id does not last, its
+request id, its message id and its start. As `FIND_BY_…` find the rows that were not."""
 
 FIND_BY_REQUEST_ID = "SELECT id FROM usage_records WHERE request_id = ?1 ORDER BY occurred_at LIMIT 1"
 FIND_BY_MESSAGE_ID = """

@@ -7,7 +7,7 @@ not at all, that files are private, and that opening a ledger settles the rows t
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -78,17 +78,13 @@ class Store:
 
     def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
         """Write a batch of entries, in their order, and remove withdrawn pending rows: all of it or nothing."""
-        if any(
-            entry.record.origin == "replay" for entry in entries
-        ):  # a live request gets its row whatever it is called
-            replayed = [entry for entry in entries if entry.record.origin == "replay"]
-            kept = set(map(id, self.without_archived(replayed)))
-            entries = [entry for entry in entries if entry.record.origin != "replay" or id(entry) in kept]
-        self._find_aliases(entries)
-        if not withdrawn and all(map(_is_plain, entries)):
+        if not withdrawn and all(map(_is_plain, entries)) and not any(map(_may_be_known, entries)):
             self._upsert(entries)
             return
         with self.transaction():
+            # What is read again may have been archived, also a moment ago. A live request gets its row in any case.
+            entries = self.without_archived(entries, _may_be_known)
+            self._find_aliases(entries)
             for plain, run in groupby(entries, _is_plain):
                 if plain:
                     self._upsert(list(run))
@@ -121,12 +117,20 @@ class Store:
         if changed and entry.iterations:
             self.connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
 
-    def without_archived(self, entries: list[Entry]) -> list[Entry]:
-        """Leave out entries whose rows were archived: flows that are read again, and what a spill file kept."""
-        keys = {id(entry): _keys(entry) for entry in entries}
-        asked = _as_json([key for each in keys.values() for key in each])
-        found = {row[0] for row in self.connection.execute(statements.FIND_ARCHIVED, (asked,))}
-        return [entry for entry in entries if found.isdisjoint(keys.get(id(entry), ()))] if found else entries
+    def without_archived(self, entries: list[Entry], may_be: Callable[[Entry], bool]) -> list[Entry]:
+        """Leave out entries whose rows were archived, of those that may be."""
+        asked = [
+            (
+                *(place, entry.record.id, entry.alias),
+                *((entry.record.request_id, entry.record.message_id, _start(entry)) if entry.identify else ()),
+            )
+            for place, entry in enumerate(entries)
+            if may_be(entry)
+        ]
+        if not asked:
+            return entries
+        found = {row[0] for row in self.connection.execute(statements.FIND_ARCHIVED, (_as_json(asked),))}
+        return [entry for place, entry in enumerate(entries) if place not in found]
 
     def _find_aliases(self, entries: list[Entry]) -> None:
         """Give an entry without a row the id of the row that a HAR of the same flow has made."""
@@ -190,18 +194,8 @@ class Store:
                     os.unlink(name)
 
 
-def _keys(entry: Entry) -> list[str]:
-    """Return what a replayed flow's row may be archived under."""
-    record = entry.record
-    keys = [record.id] if entry.alias is None else [record.id, entry.alias]
-    if entry.identify:
-        if record.request_id:
-            keys.append(f"request {record.request_id}")
-        elif record.message_id:
-            keys.append(f"message {record.message_id}")
-        else:
-            keys.append(f"start {record.occurred_at} {record.host} {record.path}")
-    return keys
+def _start(entry: Entry) -> str:
+    return f"{entry.record.occurred_at} {entry.record.host} {entry.record.path}"
 
 
 def _rename(entry: Entry, row_id: str) -> None:
@@ -213,6 +207,11 @@ def _rename(entry: Entry, row_id: str) -> None:
 def _is_plain(entry: Entry) -> bool:
     """Whether one statement can write this entry together with others."""
     return not (entry.iterations or entry.identify or entry.only_new)
+
+
+def _may_be_known(entry: Entry) -> bool:
+    """Whether an entry is of a flow that is read again."""
+    return entry.record.origin == "replay" or entry.alias is not None
 
 
 def _sidecars(path: Path) -> list[Path]:

@@ -265,7 +265,7 @@ class Writer:
             unreadable: list[bytes] = []
             with contextlib.suppress(FileNotFoundError):  # another proxy that started at the same time was faster
                 for entries, withdrawn in spill.read(path, 500, unreadable):
-                    _store_all(store, store.without_archived(entries), withdrawn)
+                    _store_all(store, store.without_archived(entries, lambda _: True), withdrawn)
                     count += len(entries)
                 if not store.is_current():
                     raise LedgerError("its files were removed or replaced while spilled rows were stored")

@@ -58,6 +58,7 @@ class UsageLedger:
 
     def load(self, loader: Loader) -> None:
         options.declare(loader)
+        options.refuse_what_mitmproxy_cannot_set(ctx.options.deferred)
 
     def configure(self, updated: set[str]) -> None:
         global _in_use

@@ -58,7 +58,7 @@ class Alerts:
         while self._slots[0][0] <= number - SLOTS:
             self._slots.popleft()
         requests, flagged = (sum(slot[place] for slot in self._slots) for place in (1, 2))
-        if flagged >= self.rule.least and flagged > self.rule.rate * requests:
+        if flagged >= self.rule.least and flagged / requests > self.rule.rate:
             self._quiet_until = now + self.rule.window.total_seconds()
             self._alert(requests, flagged)
 
@@ -116,5 +116,6 @@ def _send(url: str, title: str, text: str) -> None:
 
 
 def _silence_apprise() -> None:
-    """Keep what Apprise logs, which may have the address, out of mitmproxy's log."""
-    logging.getLogger("apprise").propagate = False
+    """Keep what Apprise and its HTTP libraries log, which may have the address, out of mitmproxy's log."""
+    for name in ("apprise", "urllib3", "requests"):
+        logging.getLogger(name).propagate = False

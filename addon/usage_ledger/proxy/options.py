@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from mitmproxy import exceptions, flowfilter
 from mitmproxy.addonmanager import Loader
@@ -90,10 +91,24 @@ def declare(loader: Loader) -> None:
         "usage_alert_rate", str, "0", "Alert when the flagged share of the window exceeds this (0 to 1; 0: off)."
     )
     loader.add_option("usage_alert_window", str, "1h", "The window in which requests are counted: 90m, 1h, 7d.")
-    loader.add_option("usage_alert_min", int, 5, "Flagged requests in the window below which no alert is sent.")
+    loader.add_option("usage_alert_min", str, "5", "Flagged requests in the window below which no alert is sent.")
     loader.add_option(
         "usage_alert_url", str, "", "Where alerts go besides the log: an Apprise URL (needs the extra `alerts`)."
     )
+
+
+def refuse_what_mitmproxy_cannot_set(deferred: dict[str, Any]) -> None:
+    """Say it where an option of ours was given several times, or without a value.
+
+    mitmproxy finds that out once the script is loaded, and then leaves the whole script out without a word: traffic
+    would pass unmetered. Here it is an error at start-up, which ends mitmdump.
+    """
+    for name in [name for name in deferred if name.startswith("usage_")]:
+        values = getattr(deferred[name], "val", None)
+        if isinstance(values, list) and len(values) != 1:
+            del deferred[name]
+            what = f"is given several times: {', '.join(values)}" if values else "is given without a value"
+            _log.error(f"{name} {what}. Say --set {name}=VALUE once")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +182,10 @@ def _alerts(options: Options, former: Settings | None) -> Alerts | None:
         raise exceptions.OptionsError(
             f"usage_alert_window: {options.usage_alert_window!r} is no span of time; say 90m, 1h or 7d"
         )
-    if options.usage_alert_min < 1:
-        raise exceptions.OptionsError(f"usage_alert_min: {options.usage_alert_min} is not a number from 1 on")
-    rule = Rule(rate, window, options.usage_alert_window, options.usage_alert_min, options.usage_alert_url)
+    least = options.usage_alert_min
+    if not (least.isascii() and least.isdigit() and 0 < len(least) < 10 and int(least)):
+        raise exceptions.OptionsError(f"usage_alert_min: {least!r} is not a number from 1 on")
+    rule = Rule(rate, window, options.usage_alert_window, int(least), options.usage_alert_url)
     try:
         return alerts_for(rule, former.alerts if former is not None else None)
     except AlertError as error:
