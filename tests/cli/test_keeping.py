@@ -61,6 +61,7 @@ def test_closing_says_what_was_closed_and_left_open(ledger: Path) -> None:
     assert lines == [
         "requests: 2, tokens: 1,000, billed: 0 USD",
         "left open: 1 flagged, 1 without a price, 1 without final usage",
+        "not reconciled with the bill (see reconcile)",
     ]
     with closing(sqlite3.connect(ledger)) as connection:
         (hash_,) = connection.execute("SELECT hash FROM usage_revisions").fetchone()

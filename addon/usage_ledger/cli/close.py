@@ -47,6 +47,11 @@ def close(db: Path, until: str, note: str) -> None:
         f"left open: {entry['flagged']:,} flagged, {entry['unpriced']:,} without a price, "
         f"{entry['unsettled']:,} without final usage"
     )
+    state = entry["reconciliation"]
+    if state is None:
+        say("not reconciled with the bill (see reconcile)")
+    else:
+        say(f"reconciled {state['run_at']}: {state['left']:,} difference(s) left")
     if entry["late"]:
         say(f"taken in: {entry['late']:,} row(s) that came or changed since the period was closed before")
     say(f"entry {entry['position']:,} of the trail: {entry['hash']}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader
+from usage_ledger.ledger.revisions import who
 
 if TYPE_CHECKING:
     from usage_ledger.ledger.editing import Editor
@@ -208,6 +209,84 @@ def lines_of(reader: Reader, kind: str, number: int) -> list[Any]:
     return [line(*row) for row in found]
 
 
+RECONCILIATIONS = 100
+"""So many results of comparing are kept."""
+
+
+def note_reconciliation(editor: "Editor", since: str, until: str, by: Sequence[str], left: int, result: str) -> None:
+    """Keep the result of a comparison (JSON), for whoever closes the books or looks at them later."""
+    with editor.transaction():
+        editor.connection.execute(
+            "INSERT INTO bill_reconciliations (run_at, run_by, since, until, dimensions, left, result) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (_now(), who(), since, until, ",".join(by), left, result),
+        )
+        editor.connection.execute(
+            "DELETE FROM bill_reconciliations WHERE number <= (SELECT max(number) FROM bill_reconciliations) - ?",
+            (RECONCILIATIONS,),
+        )
+
+
+def reconciliation_of(reader: Reader, since: str, until: str) -> dict[str, Any] | None:
+    """Return what the last comparison said that was about all of a span: when, by what, and how much it left."""
+    if not reader.has_table("bill_reconciliations"):
+        return None
+    found = reader.connection.execute(
+        "SELECT run_at, since, until, dimensions, left FROM bill_reconciliations "
+        "WHERE until >= ? AND (since <= ? OR ? = '') ORDER BY number DESC LIMIT 1",
+        (until, since, since),
+    ).fetchone()
+    return None if found is None else dict(zip(("run_at", "since", "until", "by", "left"), found, strict=True))
+
+
+class Adjustment(NamedTuple):
+    """What closes a bucket that no row explains: what upstream billed beyond the rows (less than 0: less than them).
+
+    `day` is a day of UTC, `model` a name without its date; `api_key` and `workspace` are "" where they are not told.
+    """
+
+    day: str
+    model: str
+    api_key: str
+    workspace: str
+    counts: tuple[int, ...]
+    """In the order of `KINDS`."""
+
+
+def adjust(editor: "Editor", adjustments: Sequence[Adjustment], note: str, reopen: bool = False) -> None:
+    """Store adjustments in one transaction, each with its entry in the trail. They are no requests, and never rows.
+
+    One of a closed period is a `LedgerError`, but with `reopen`.
+    """
+    from usage_ledger.ledger import closing, revisions
+
+    with editor.transaction():
+        until = None if reopen else closing.closed_until(editor)
+        for each in adjustments:
+            if until is not None and each.day < until[:10]:
+                raise LedgerError(f"{each.day} is of {closing.describe(until)}; --reopen adjusts it all the same")
+            told = {**each._asdict(), "counts": dict(zip(KINDS, each.counts, strict=True))}
+            position, _ = revisions.append(editor.connection, "adjust", [revisions.Revision(None, note, {}, told)])
+            names = ("position", "day", "model", "api_key", "workspace", *KINDS)
+            editor.connection.execute(
+                f"INSERT INTO bill_adjustments ({', '.join(names)}) VALUES ({', '.join('?' for _ in names)})",
+                (position, *each[:4], *each.counts),
+            )
+    editor.check_current()
+
+
+def adjustments(reader: Reader, since: str, until: str) -> list[Adjustment]:
+    """Return the adjustments of a span of days (`until` is not in it)."""
+    if not reader.has_table("bill_adjustments"):
+        return []
+    found = reader.connection.execute(
+        f"SELECT day, model, api_key, workspace, {', '.join(KINDS)} FROM bill_adjustments "
+        "WHERE day >= ? AND day < ? ORDER BY number",
+        (since, until),
+    )
+    return [Adjustment(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in found]
+
+
 def _known(editor: "Editor", answer: Answer, bucket: Bucket) -> tuple[int, list[Any]] | None:
     found = editor.connection.execute(
         "SELECT number FROM bill_buckets WHERE kind = ? AND origin = ? AND since = ? AND until = ?",
@@ -217,8 +296,6 @@ def _known(editor: "Editor", answer: Answer, bucket: Bucket) -> tuple[int, list[
 
 
 def _store_answer(editor: "Editor", answer: Answer) -> int:
-    from usage_ledger.ledger.revisions import who
-
     digest = hashlib.sha256(answer.body.encode()).hexdigest()
     number = editor.connection.execute(
         "INSERT INTO bill_answers (loaded_at, loaded_by, kind, origin, source, digest, body) "

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_ledger.ledger import money, revisions
+from usage_ledger.ledger.bill import reconciliation_of
 from usage_ledger.ledger.columns import COUNT_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.marks import LedgerError
@@ -220,7 +221,7 @@ def _end(
         **totals,
         "late": came_late,
         "head": link,
-        "reconciliation": None,
+        "reconciliation": reconciliation_of(editor, since, until),
     }
     before = {} if former is None else _told(editor, former)
     entry = revisions.Revision(None, note, before, after)

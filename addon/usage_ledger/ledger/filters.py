@@ -21,6 +21,9 @@ MISPRICED = (
 )
 """SQL: rows whose cost cannot be: it says no price data, or stands where no usage is final."""
 
+ON_THE_BILL = "(credential_kind IS NOT 'oauth' AND usage_state <> 'pending')"
+"""SQL: rows that the API bill is about: not those of subscriptions, and not what is still in flight."""
+
 FLAGGED = "requires_manual_review = 1"
 """SQL: rows that want a person."""
 

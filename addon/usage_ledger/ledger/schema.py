@@ -297,6 +297,39 @@ def create_bill(database: Database) -> None:
         ) STRICT
         """
     )
+    database.execute(
+        """
+        CREATE TABLE bill_adjustments (
+            number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+            position INTEGER NOT NULL,
+            day TEXT NOT NULL,
+            model TEXT NOT NULL,
+            api_key TEXT NOT NULL,
+            workspace TEXT NOT NULL,
+            input_tokens INTEGER NOT NULL,
+            output_tokens INTEGER NOT NULL,
+            cache_creation_5m_input_tokens INTEGER NOT NULL,
+            cache_creation_1h_input_tokens INTEGER NOT NULL,
+            cache_read_input_tokens INTEGER NOT NULL,
+            web_search_requests INTEGER NOT NULL
+        ) STRICT
+        """
+    )
+    database.execute("CREATE INDEX bill_adjustments_day ON bill_adjustments(day)")
+    database.execute(
+        """
+        CREATE TABLE bill_reconciliations (
+            number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+            run_at TEXT NOT NULL,
+            run_by TEXT NOT NULL,
+            since TEXT NOT NULL,
+            until TEXT NOT NULL,
+            dimensions TEXT NOT NULL,
+            left INTEGER NOT NULL,
+            result TEXT NOT NULL
+        ) STRICT
+        """
+    )
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -41,6 +41,8 @@ GROUPS = {
     "key": "api_key_hint",
     "tag": "tag",
     "session": "session_id",
+    "workspace": "workspace_id",
+    "tier": "service_tier",
     "client": "client(CAST(CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$.user_agent') END AS BLOB))",
     "host": "host",
 }
@@ -88,14 +90,18 @@ def plus(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def summarize(reader: Reader, filters: Filters, by: Sequence[str], zone: tzinfo | None = None) -> Iterator[Sums]:
+def summarize(
+    reader: Reader, filters: Filters, by: Sequence[str], zone: tzinfo | None = None, condition: str = "true"
+) -> Iterator[Sums]:
     """Add up the rows that match, one `Sums` for each group of `by` (names of `GROUPS`), in the keys' order.
 
-    Days and hours are those of `zone` (None: UTC). Without `by` it is one, of all of them.
+    Days and hours are those of `zone` (None: UTC). Without `by` it is one, of all of them. `condition` is an SQL
+    condition of this package.
     """
     connection = reader.connection
     _register(connection, zone)
     where, values = filters.where()
+    where = f"{where} AND {condition}"
     iterations = reader.table("usage_iterations", ("total_cost",))
     source = _parts(reader.table(), iterations, where) if "model" in by else _rows(reader.table(), where)
     counts = ", ".join(f"sum({name})" for name in COUNTS)
@@ -120,7 +126,10 @@ def _sums(row: tuple[Any, ...], keys: int) -> Sums:
     return Sums(row[:keys], requests, flagged, counted, books(told))
 
 
-_FROM_ROWS = ("id", "occurred_at", "account_id", "api_key_hint", "tag", "session_id", "host", "metadata")
+_FROM_ROWS = (
+    *("id", "occurred_at", "account_id", "api_key_hint", "tag", "session_id", "workspace_id", "service_tier", "host"),
+    "metadata",
+)
 _SAID = f"credential_kind, requires_manual_review, {FINAL} AS final"
 
 

@@ -1,0 +1,261 @@
+"""`usage-ledger reconcile`: the rows against the bill, and a name for every difference.
+
+Room: cli. Imports click, the upstream room and the ledger.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from usage_ledger.cli.changes import with_reopen
+from usage_ledger.cli.options import Moment, Span, Words, own_pricer, with_ledgers, with_prices
+from usage_ledger.cli.output import FOUND, for_people, for_programs, on_one_line
+from usage_ledger.cli.table import Column, write_table
+from usage_ledger.ledger.filters import as_moment
+from usage_ledger.ledger.money import as_text
+from usage_ledger.ledger.reading import may_be_written, open_for_reading
+
+if TYPE_CHECKING:
+    from usage_ledger.upstream.reconcile import Bucket, Result
+
+_BY = ("day", "model", "key", "workspace")
+
+
+class _Dimensions(click.ParamType[tuple[str, ...]]):
+    """Names of dimensions, with commas between them."""
+
+    name = "dimensions"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = tuple(str(value).split(","))
+        for name in names:
+            if name not in _BY:
+                self.fail(f"{name!r} is none of {', '.join(_BY)}", param, ctx)
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names one twice", param, ctx)
+        return names
+
+
+@click.command()
+@with_ledgers
+@click.option("--since", type=Moment(past=True), required=True, help="From this day on: 2026-11-01, 7d (UTC).")
+@click.option("--until", type=Moment(), help="Before this day (UTC). Default: now.")
+@click.option(
+    "--by",
+    type=_Dimensions(),
+    default="day,model",
+    show_default=True,
+    metavar="NAME[,NAME]...",
+    help=f"What to compare by: {', '.join(_BY)}.",
+)
+@click.option(
+    "--tolerance", type=click.IntRange(0), default=0, show_default=True, help="Tokens of one kind that may differ."
+)
+@click.option("--open", "takes_open", is_flag=True, help="Compare days that are still open too, as far as they go.")
+@click.option("--apply", "applies", is_flag=True, help="Fill in flagged rows that alone explain a difference.")
+@click.option("--margin", type=Span(), default="60s", show_default=True, help="How far upstream's clock may be off.")
+@click.option(
+    "--proposals", type=click.Path(path_type=Path), metavar="FILE", help="List what several rows could explain."
+)
+@click.option("--adjust", "adjusts", is_flag=True, help="Close what is left with adjustments, which are no requests.")
+@click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail.")
+@with_prices
+@with_reopen
+@click.option("--dry-run", is_flag=True, help="Only say what would be filled in and adjusted.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "csv", "json")),
+    default="table",
+    show_default=True,
+    help="The form.",
+)
+def reconcile(
+    dbs: tuple[Path, ...],
+    since: str,
+    until: str | None,
+    by: tuple[str, ...],
+    tolerance: int,
+    takes_open: bool,
+    applies: bool,
+    margin: timedelta,
+    proposals: Path | None,
+    adjusts: bool,
+    note: str,
+    price_path: str | None,
+    reopen: bool,
+    dry_run: bool,
+    form: str,
+) -> int:
+    """Compare the rows with what upstream billed, for whole UTC days.
+
+    Tokens come first, by kind; money is compared where they agree, so that a price is told from a lost request. Models
+    are compared without the date in their name. Rows of subscriptions are on no bill and left out, and so are days
+    that are still open (fetched within 10 minutes of their end) or have no bill; that is said. Fetch or import the
+    bill first. The result is kept in the ledger, for close.
+
+    With --apply, a flagged row that alone explains a difference gets it, as backfill would do it. Alone means that no
+    other flagged row could be it, whichever instant from its start to its end upstream bills by, with --margin around
+    both; hours or minutes (fetch --width) tell more than days. Where several rows could, nothing is forced: --proposals
+    lists them, and --adjust closes what is left.
+
+    Exit code 0: all is explained; 1: something is left; 2: it could not be compared.
+
+    \b
+    Examples:
+      usage-ledger reconcile --since 2026-11-01 --until 2026-12-01
+      usage-ledger reconcile --since 7d --by day,model,key
+      usage-ledger reconcile --since 2026-11-01 --until 2026-12-01 --apply --proposals open.csv --dry-run
+      usage-ledger reconcile --since 2026-11-01 --until 2026-12-01 --adjust --note "invoice 7"
+    """
+    from usage_ledger.cli import settle
+    from usage_ledger.upstream.answers import BillError
+    from usage_ledger.upstream.reconcile import reconcile as compare
+
+    if len(dbs) > 1 and (applies or adjusts):
+        raise click.UsageError("--apply and --adjust change one ledger; name one")
+    end = until or as_moment("0s")
+    try:
+        if applies or adjusts or proposals is not None:
+            how = settle.How(since, end, takes_open, note, reopen, dry_run)
+            if applies:
+                settle.fill_in(dbs[0], how, margin, own_pricer(price_path, dbs[0]))
+            if proposals is not None:
+                settle.propose(dbs, how, margin, proposals)
+            if adjusts:
+                settle.adjust(dbs[0], how)
+        with open_for_reading(*dbs) as ledger:
+            result = compare(ledger, since, end, by, tolerance, takes_open)
+    except BillError as error:
+        raise click.ClickException(str(error)) from error
+    told = _as_json(result)
+    if len(dbs) == 1 and not dry_run:
+        _keep(dbs[0], result, json.dumps(told))
+    code = int(result.left > 0)
+    click.get_current_context().meta[FOUND] = code
+    if form == "csv":
+        _write_csv(result, for_programs())
+    elif form == "json":
+        for_programs().write(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    else:
+        _write_table(result, for_people())
+    for days, what in ((result.open_days, "still open"), (result.days_without_bill, "without a bill")):
+        if days:
+            click.echo(f"left out: {len(days)} day(s) {what}: {_days(days)}", err=True)
+    return code
+
+
+def _keep(db: Path, result: "Result", told: str) -> None:
+    """Keep a result in the ledger, where it can be written."""
+    from usage_ledger.ledger.bill import note_reconciliation
+    from usage_ledger.ledger.editing import open_for_editing
+
+    if may_be_written(db):
+        with open_for_editing(db) as editor:
+            note_reconciliation(editor, result.since, result.until, result.by, result.left, told)
+
+
+def _days(days: list[str]) -> str:
+    return ", ".join(days) if len(days) < 8 else f"{', '.join(days[:3])}, ... {days[-1]}"
+
+
+def _kinds(bucket: "Bucket") -> Iterator[dict[str, Any]]:
+    """What programs get of a bucket: one line for each kind of tokens that either side has."""
+    differences = bucket.differences()
+    for name, difference in differences.items():
+        if bucket.ours[name] or bucket.theirs[name] or difference:
+            yield {
+                "kind": name,
+                "ours": bucket.ours[name],
+                "theirs": bucket.theirs[name],
+                "difference": difference,
+                "requests": bucket.requests,
+                "flagged": bucket.flagged,
+                "verdict": str(bucket.verdict),
+            }
+
+
+def _write_csv(result: "Result", out: TextIO) -> None:
+    from usage_ledger.cli.export import safe
+
+    lines = csv.writer(out, lineterminator="\r\n")
+    lines.writerow((*result.by, "kind", "ours", "theirs", "difference", "requests", "flagged", "verdict"))
+    for bucket in result.buckets:
+        lines.writerows([safe(value) for value in (*bucket.keys, *kind.values())] for kind in _kinds(bucket))
+
+
+def _as_json(result: "Result") -> dict[str, Any]:
+    return {
+        "since": result.since,
+        "until": result.until,
+        "left": result.left,
+        "buckets": [
+            dict(zip(result.by, bucket.keys, strict=True))
+            | {"requests": bucket.requests, "flagged": bucket.flagged, "verdict": str(bucket.verdict)}
+            | {"kinds": [{name: kind[name] for name in _OF_KINDS} for kind in _kinds(bucket)]}
+            for bucket in result.buckets
+        ],
+        "money": [
+            {
+                "day": each.day,
+                "model": each.model,
+                "ours": as_text(each.ours),
+                "theirs": as_text(each.theirs),
+                "verdict": str(each.verdict),
+            }
+            for each in result.money
+        ],
+        "open_days": result.open_days,
+        "days_without_bill": result.days_without_bill,
+    }
+
+
+_OF_KINDS = ("kind", "ours", "theirs", "difference")
+
+
+def _write_table(result: "Result", out: TextIO) -> None:
+    from usage_ledger.upstream.reconcile import MEANING, SETTLED, Verdict
+
+    columns = [
+        *(Column(name, to_the_right=False) for name in result.by),
+        Column("requests", rank=3),
+        Column("kind", to_the_right=False, rank=0),
+        Column("ours", rank=1),
+        Column("theirs", rank=1),
+        Column("difference", rank=1),
+        Column("verdict", to_the_right=False, rank=0),
+    ]
+    lines, marked = [], []
+    for bucket in result.buckets:
+        keys = list(bucket.keys)
+        if bucket.verdict is Verdict.MATCHES:
+            total = f"{sum(bucket.theirs.values()):,}"
+            lines.append([*keys, f"{bucket.requests:,}", "all", total, total, "0", str(bucket.verdict)])
+            continue
+        verdict = str(bucket.verdict)
+        if bucket.verdict is Verdict.FLAGGED:
+            verdict = f"ours short, {bucket.flagged:,} flagged"
+        for kind in _kinds(bucket):
+            if kind["difference"] or bucket.verdict in (Verdict.BATCH, Verdict.UNKNOWN):
+                if bucket.verdict not in SETTLED:
+                    marked.append(len(lines))
+                numbers = [f"{kind[name]:,}" for name in ("ours", "theirs")]
+                name = kind["kind"].replace("cache_creation", "cache_write").replace("_input_tokens", "")
+                name = name.replace("_tokens", "").replace("_requests", "")
+                lines.append([*keys, f"{bucket.requests:,}", name, *numbers, f"{kind['difference']:+,}", verdict])
+    write_table(columns, lines, out, is_marked=lambda number: number in marked)
+    for each in result.money:
+        if each.verdict is Verdict.PRICE:
+            told = f"{each.day} {each.model}: {as_text(each.ours)} USD by our prices, {as_text(each.theirs)} USD billed"
+            out.write(on_one_line(f"price differs: {told}", out.encoding) + "\n")
+    counts = Counter([one.verdict for one in result.buckets] + [one.verdict for one in result.money])
+    out.write("\n")
+    for found, count in counts.most_common():
+        meaning = f": {MEANING[found]}" if found in MEANING else ""
+        out.write(f"{count:>6,}  {found}{meaning}\n")

@@ -1,0 +1,300 @@
+"""Explain: which flagged row alone accounts for what the bill has beyond the rows.
+
+Room: upstream. Imports the standard library, the ledger and its neighbours in this room. Which instant a bill buckets
+by is not documented, so a row may belong to any bucket that its time touches, from its start to its end and a clock
+margin around both. Buckets that such rows tie together make one region; within it the sums are the same whatever
+upstream does. Where exactly one flagged row lies in a region, and nothing else could be what is missing, it is given
+the difference. Where several could, nothing is forced.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
+
+from usage_ledger.ledger.bill import KINDS, BucketSpan, UsageLine, adjustments, api_keys, bucket_spans, lines_of
+from usage_ledger.ledger.corrections import is_corrected
+from usage_ledger.ledger.entries import entries
+from usage_ledger.ledger.filters import ON_THE_BILL, Filters, format_moment
+from usage_ledger.ledger.reading import Reader
+from usage_ledger.ledger.record import Entry, IterationRow, Record
+from usage_ledger.upstream.loading import is_final
+from usage_ledger.upstream.models import plain_name
+from usage_ledger.upstream.reconcile import whole_days
+
+MARGIN = timedelta(seconds=60)
+"""How far upstream's clock may be from ours."""
+
+LONGEST = timedelta(days=1)
+"""How long before a span a request may have begun that ends in it."""
+
+_ANY = "*"
+
+
+class Explained(NamedTuple):
+    """A flagged row, and all of its counts as the bill has them; `since` and `until` are the region's."""
+
+    entry: Entry
+    counts: dict[str, int]
+    since: str
+    until: str
+
+
+class Open(NamedTuple):
+    """A difference that no single row explains: where, by kind, and the flagged rows that could (`why` it is open)."""
+
+    since: str
+    until: str
+    model: str
+    key: str
+    differences: dict[str, int]
+    candidates: list[Record]
+    why: str
+
+
+@dataclass
+class _Region:
+    """Consecutive buckets of one series (model and key) that rows tie together: both sides, and what may be missing."""
+
+    first: int
+    last: int
+    ours: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    theirs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    candidates: list[Entry] = field(default_factory=list)
+    why: str = ""
+
+
+@dataclass
+class _Series:
+    """What is known of one model and key: counts by bucket, and the spans of buckets (by number) that are tied."""
+
+    ours: dict[int, dict[str, int]] = field(default_factory=dict)
+    theirs: dict[int, dict[str, int]] = field(default_factory=dict)
+    ties: list[tuple[int, int]] = field(default_factory=list)
+    candidates: list[tuple[int, Entry]] = field(default_factory=list)
+    blocked: list[tuple[int, str]] = field(default_factory=list)
+
+
+def explain(
+    reader: Reader, since: str, until: str, margin: timedelta = MARGIN, takes_open: bool = False
+) -> tuple[list[Explained], list[Open]]:
+    """Return the flagged rows that alone explain a difference of a span of days, and the differences that stay open."""
+    first, last = whole_days(since, until)
+    spans = _finest(reader, first, last, takes_open)
+    if not spans:
+        return [], []
+    times = _Times(spans, margin)
+    keys = {key.hint: key.id for key in api_keys(reader)}
+    has_keys = bool(keys) and all(span.origin == "api" for span in spans)
+    shown_alike = _shown_alike(reader)
+    series: dict[tuple[str, str], _Series] = {}
+
+    def one(model: str | None, key: str | None) -> _Series:
+        return series.setdefault((plain_name(model or "(none)"), key or "(none)" if has_keys else _ANY), _Series())
+
+    for number, span in enumerate(spans):
+        for line in lines_of(reader, "usage", span.number):
+            if line.service_tier != "batch":
+                _add(one(line.model, line.api_key).theirs, number, _kinds_of(line))
+    placing = _Placing(one, {model for model, _ in series})
+    for entry in _rows(reader, first, last):
+        place = times.of(entry.record)
+        hint = entry.record.api_key_hint
+        key = keys.get(hint) if has_keys and hint is not None and hint not in shown_alike else None
+        if place is not None and entry.record.service_tier != "batch":
+            placing.place(entry, place, key if has_keys else _ANY)
+    for (_, of_key), each in series.items():
+        for blocked, start, end, why in placing.blockers:
+            if blocked in (of_key, _ANY) or of_key == _ANY:
+                each.blocked += [(number, why) for number in range(start, end + 1)]
+    _add_adjustments(reader, first, last, has_keys, series, times)
+    return _verdicts(series, spans)
+
+
+def _rows(reader: Reader, first: date, last: date) -> Iterator[Entry]:
+    """Return the rows that may belong to a span."""
+    start, end = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in (first, last))
+    near = Filters(since=format_moment(start - LONGEST), until=format_moment(end + LONGEST))
+    for page in entries(reader, near, ON_THE_BILL):
+        yield from page
+
+
+def _finest(reader: Reader, first: date, last: date, takes_open: bool) -> list[BucketSpan]:
+    """Return the buckets of each day, by the source that tells most: minutes, hours, days, a Console's days."""
+    start, end = (
+        format_moment(datetime(day.year, day.month, day.day))  # noqa: DTZ001 - days of UTC
+        for day in (first, last)
+    )
+    days: dict[str, dict[tuple[int, int], list[BucketSpan]]] = {}
+    for each in bucket_spans(reader, "usage", start, end):
+        if takes_open or is_final(each.until, each.loaded_at):
+            width = _moment(each.until) - _moment(each.since)
+            rank = (0 if each.origin == "api" else 1, int(width.total_seconds()))
+            days.setdefault(each.since[:10], {}).setdefault(rank, []).append(each)
+    found: list[BucketSpan] = []
+    for day in sorted(days):
+        whole = [rank for rank, spans in days[day].items() if rank[1] * len(spans) == 86_400]
+        if whole:
+            found += sorted(days[day][min(whole)], key=lambda span: span.since)
+    return found
+
+
+class _Times:
+    """Finds the buckets that a row may belong to."""
+
+    def __init__(self, spans: list[BucketSpan], margin: timedelta) -> None:
+        self._starts = [_moment(span.since) for span in spans]
+        self._ends = [_moment(span.until) for span in spans]
+        self._margin = margin
+
+    def of(self, record: Record) -> tuple[int, int, bool] | None:
+        """Return the first and the last bucket that a row touches, and whether it touches what is in none.
+
+        None where it touches no bucket at all.
+        """
+        try:
+            begin = _moment(record.occurred_at) - self._margin
+            end = _moment(record.completed_at or record.occurred_at) + self._margin
+        except (ValueError, OverflowError):  # another program wrote it
+            return None
+        return self.touched(begin, max(begin, end))
+
+    def touched(self, begin: datetime, end: datetime) -> tuple[int, int, bool] | None:
+        first, last = bisect_right(self._ends, begin), bisect_right(self._starts, end) - 1
+        if first > last:
+            return None
+        inside = self._starts[first] <= begin and end < self._ends[last]
+        whole = all(self._ends[number] == self._starts[number + 1] for number in range(first, last))
+        return first, last, not (inside and whole)
+
+
+class _Placing:
+    """Puts rows into their series, and knows of those that cannot be placed: they keep others from being explained."""
+
+    def __init__(self, one: Callable[[str | None, str | None], _Series], models: set[str]) -> None:
+        self._one = one
+        self._models = models
+        self.blockers: list[tuple[str, int, int, str]] = []
+
+    def place(self, entry: Entry, place: tuple[int, int, bool], key: str | None) -> None:
+        """`key` is None where nobody can say which it is."""
+        record = entry.record
+        first, last, is_outside = place
+        is_flagged = bool(record.requires_manual_review)
+        is_clear = record.usage_state in ("missing", "partial") and not entry.iterations
+        is_clear = is_clear and plain_name(record.model) in self._models
+        if is_flagged and (key is None or not is_clear):
+            why = f"row {record.id} is flagged too, and may be of this model or key"
+            self.blockers.append((key or _ANY, first, last, why))
+        if key is None:
+            return  # of another organization, as far as anybody can tell: it is in no bucket of this bill
+        for model, counts in _parts(entry):
+            series = self._one(model, key)
+            _add(series.ours, first, _kinds_of(counts))
+            series.ties.append((first, last))
+            if is_outside:
+                series.blocked.append((first, f"row {record.id} may be of a time without a bill"))
+        if is_flagged and is_clear:
+            self._one(record.model, key).candidates.append((first, entry))
+
+
+def _parts(entry: Entry) -> list[tuple[str, Record | IterationRow]]:
+    """Return what a row counts for which model: its billed iterations, where they are what it counts."""
+    record = entry.record
+    billed = [each for each in entry.iterations if each.billed]
+    names = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    is_split = all(sum(getattr(each, name) for each in billed) == getattr(record, name) for name in names)
+    if billed and is_split and not is_corrected(record):
+        return [(each.model or record.model, each) for each in billed]
+    return [(record.model, record)]
+
+
+def _kinds_of(told: UsageLine | Record | IterationRow) -> dict[str, int]:
+    """Return counts by kind; cache writes of which nobody told the duration stand with the 5-minute ones."""
+    counts = {name: getattr(told, name, 0) for name in KINDS}
+    if not isinstance(told, UsageLine):
+        split = told.cache_creation_5m_input_tokens + told.cache_creation_1h_input_tokens
+        counts["cache_creation_5m_input_tokens"] += told.cache_creation_input_tokens - split
+    return counts
+
+
+def _add(counts: dict[int, dict[str, int]], number: int, told: dict[str, int]) -> None:
+    into = counts.setdefault(number, dict.fromkeys(KINDS, 0))
+    for name, count in told.items():
+        into[name] += count
+
+
+def _shown_alike(reader: Reader) -> set[str | None]:
+    """Return the hints that several keys have."""
+    hints = [key.hint for key in api_keys(reader)]
+    return {hint for hint in hints if hints.count(hint) > 1}
+
+
+def _add_adjustments(
+    reader: Reader, first: date, last: date, has_keys: bool, series: dict[tuple[str, str], _Series], times: _Times
+) -> None:
+    """What was adjusted is explained. It is of a whole day, so it ties the day's buckets together."""
+    for made in adjustments(reader, first.isoformat(), last.isoformat()):
+        start = datetime.fromisoformat(f"{made.day}T00:00:00+00:00")
+        place = times.touched(start, start + timedelta(days=1) - timedelta(milliseconds=1))
+        if place is not None:
+            name = (made.model, (made.api_key or "(none)") if has_keys else _ANY)
+            one = series.setdefault(name, _Series())
+            one.ties.append(place[:2])
+            _add(one.ours, place[0], dict(zip(KINDS, made.counts, strict=True)))
+
+
+def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -> tuple[list[Explained], list[Open]]:
+    explained: list[Explained] = []
+    open_: list[Open] = []
+    for (model, key), one in sorted(series.items()):
+        for region in _regions(one):
+            since, until = spans[region.first].since, spans[region.last].until
+            difference = {name: region.theirs[name] - region.ours[name] for name in KINDS}
+            if not any(difference.values()):
+                continue
+            why = region.why
+            if min(difference.values()) < 0:
+                why = "the rows have more of a kind than was billed"
+            elif not why and not region.candidates:
+                why = "no flagged row is of this time"
+            elif not why and len(region.candidates) > 1:
+                why = f"{len(region.candidates)} flagged rows could be it"
+            if why:
+                records = [entry.record for entry in region.candidates]
+                open_.append(Open(since, until, model, "" if key == _ANY else key, difference, records, why))
+            else:
+                (entry,) = region.candidates
+                counts = {name: count + difference[name] for name, count in _kinds_of(entry.record).items()}
+                explained.append(Explained(entry, counts, since, until))
+    return explained, open_
+
+
+def _regions(one: _Series) -> Iterable[_Region]:
+    """Join the buckets of a series that rows tie together."""
+    numbers = sorted({*one.ours, *one.theirs})
+    spans = sorted([*one.ties, *((number, number) for number in numbers)])
+    regions: list[_Region] = []
+    for first, last in spans:
+        if regions and first <= regions[-1].last:
+            regions[-1].last = max(regions[-1].last, last)
+        else:
+            regions.append(_Region(first, last))
+    by_number = {number: region for region in regions for number in range(region.first, region.last + 1)}
+    for side in ("ours", "theirs"):
+        for number, counts in getattr(one, side).items():
+            into = getattr(by_number[number], side)
+            for name in KINDS:
+                into[name] += counts[name]
+    for number, entry in one.candidates:
+        by_number[number].candidates.append(entry)
+    for number, why in one.blocked:
+        if number in by_number:
+            by_number[number].why = by_number[number].why or why
+    return regions
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

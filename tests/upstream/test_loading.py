@@ -1,0 +1,429 @@
+"""Fetching from an Admin API and importing files: what is stored, what is asked for again, and what is refused."""
+
+import csv
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from usage_ledger.ledger.store import Store
+
+from scripts.fake_admin import ADMIN_KEY, FakeAdmin, refusal
+from scripts.fake_console import ApiKey, Part, Served
+
+KEYS = [
+    ApiKey("apikey_1", "team one", "sk-ant-api03-AAA...1111"),
+    ApiKey("apikey_2", "two", "sk-ant-api03-BBB...2222", "wrkspc_2"),
+]
+FIRST = datetime(2026, 11, 1, tzinfo=UTC)
+COUNTS = {"uncached_input_tokens": 10, "output_tokens": 20, "cache_5m": 3, "cache_1h": 4, "cache_read_input_tokens": 5}
+
+
+def served(at: datetime, key: int = 0, **counts: int) -> Served:
+    return Served(KEYS[key], at, at + timedelta(seconds=5), [Part("claude-sonnet-4-6", {**COUNTS, **counts})])
+
+
+def run(path: Path, *arguments: str, command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "usage_ledger", command, "--db", str(path), *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    path = tmp_path / "usage.db"
+    with closing(Store(path, "normal", "abc")):
+        pass
+    return path
+
+
+class Month:
+    """What was served in November, which a test may add to."""
+
+    def __init__(self) -> None:
+        self.served = [
+            served(FIRST + timedelta(days=day, hours=hour), key=day % 2) for day in range(30) for hour in (1, 23)
+        ]
+
+
+@pytest.fixture
+def month() -> Month:
+    return Month()
+
+
+@pytest.fixture
+def admin(month: Month, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdmin]:
+    monkeypatch.setenv("ANTHROPIC_ADMIN_KEY", ADMIN_KEY)
+    with FakeAdmin(lambda: month.served) as running:
+        yield running
+
+
+def fetch(ledger: Path, admin: FakeAdmin, *arguments: str) -> str:
+    done = run(ledger, *arguments, "--base-url", admin.address, command="fetch")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+def refused(ledger: Path, command: str, *arguments: str) -> str:
+    before = dump(ledger)
+    done = run(ledger, *arguments, command=command)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
+    assert dump(ledger) == before
+    assert ADMIN_KEY not in done.stderr
+    return done.stderr
+
+
+def dump(ledger: Path) -> list[str]:
+    with closing(sqlite3.connect(ledger)) as connection:
+        return [line for line in connection.iterdump() if "bill_" in line]
+
+
+def query(ledger: Path, statement: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(ledger)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+SPAN = ("--since", "2026-11-01", "--until", "2026-11-20")
+
+
+# Fetching.
+
+
+def test_usage_is_stored_by_day_with_all_that_it_is_grouped_by(ledger: Path, admin: FakeAdmin) -> None:
+    assert fetch(ledger, admin, "usage", *SPAN) == "usage: 19 new, 0 changed, 0 known buckets\n"
+    assert query(ledger, "SELECT DISTINCT kind, origin FROM bill_buckets") == [("usage", "api")]
+    rows = query(
+        ledger,
+        "SELECT since, model, api_key, workspace, service_tier, bill_usage.input_tokens, output_tokens, "
+        "cache_creation_5m_input_tokens, cache_creation_1h_input_tokens, cache_read_input_tokens "
+        "FROM bill_usage JOIN bill_buckets ON number = bucket ORDER BY since LIMIT 2",
+    )
+    assert rows == [
+        ("2026-11-01T00:00:00.000Z", "claude-sonnet-4-6", "apikey_1", None, "standard", 20, 40, 6, 8, 10),
+        ("2026-11-02T00:00:00.000Z", "claude-sonnet-4-6", "apikey_2", "wrkspc_2", "standard", 20, 40, 6, 8, 10),
+    ]
+    ((body,),) = query(ledger, "SELECT body FROM bill_answers")
+    assert json.loads(body)["data"][0]["results"][0]["output_tokens"] == 40  # as it came
+
+
+def test_what_is_final_is_not_asked_for_again(ledger: Path, admin: FakeAdmin) -> None:
+    fetch(ledger, admin, "usage", "--since", "2026-11-05", "--until", "2026-11-10")
+    before = dump(ledger)
+    admin.requests.clear()
+    assert fetch(ledger, admin, "usage", "--since", "2026-11-05", "--until", "2026-11-10").startswith("usage: 0 new")
+    assert admin.requests == []
+    assert dump(ledger) == before
+    assert "14 new, 0 changed, 5 known" in fetch(ledger, admin, "usage", *SPAN)
+    asked = [(one["starting_at"][0][:10], one["ending_at"][0][:10]) for _, one in admin.requests]
+    assert asked == [("2026-11-01", "2026-11-05"), ("2026-11-10", "2026-11-20")]
+
+
+def test_what_was_open_is_fetched_anew_and_takes_the_place_of_the_former(
+    ledger: Path, admin: FakeAdmin, month: Month
+) -> None:
+    now = datetime.now(UTC)
+    month.served[:] = [served(now)]
+    fetch(ledger, admin, "usage", "--since", "1m")
+    month.served.append(served(now, output_tokens=1_000))
+    assert "1 changed" in fetch(ledger, admin, "usage", "--since", "1m")
+    today = f"{now:%Y-%m-%d}T00:00:00.000Z"
+    assert query(
+        ledger,
+        f"SELECT sum(output_tokens) FROM bill_usage JOIN bill_buckets ON number = bucket WHERE since = '{today}'",
+    ) == [(1_020,)]
+    assert query(ledger, "SELECT count(*) FROM bill_answers WHERE number NOT IN (SELECT answer FROM bill_buckets)") == [
+        (0,)
+    ]
+
+
+@pytest.mark.parametrize(("width", "span", "pages", "buckets"), [("1h", 20, 3, 480), ("1m", 2, 2, 2_880)])
+def test_long_spans_come_page_by_page(
+    ledger: Path, admin: FakeAdmin, width: str, span: int, pages: int, buckets: int
+) -> None:
+    until = f"2026-11-{1 + span:02d}"
+    told = fetch(ledger, admin, "usage", "--since", "2026-11-01", "--until", until, "--width", width)
+    assert told == f"usage: {buckets:,} new, 0 changed, 0 known buckets\n"
+    assert len(admin.requests) == pages
+    assert query(ledger, "SELECT sum(output_tokens) FROM bill_usage") == [(span * 40,)]
+
+
+def test_costs_come_in_cents_and_are_stored_in_dollars(ledger: Path, admin: FakeAdmin) -> None:
+    fetch(ledger, admin, "costs", "--since", "2026-11-01", "--until", "2026-11-02")
+    found = query(ledger, "SELECT token_type, amount, model, cost_type FROM bill_costs ORDER BY token_type")
+    assert ("output_tokens", "0.0006", "claude-sonnet-4-6", "tokens") in found
+    assert ("cache_1h", "0.000048", "claude-sonnet-4-6", "tokens") in found
+
+
+def test_keys_come_page_by_page_and_a_changed_one_is_changed(ledger: Path, admin: FakeAdmin, month: Month) -> None:
+    month.served += [
+        Served(ApiKey(f"apikey_n{number:03d}", "n", f"hint {number}"), FIRST, FIRST, []) for number in range(250)
+    ]
+    assert fetch(ledger, admin, "keys") == "keys: 252 new, 0 changed, 0 known keys\n"
+    assert len(admin.requests) == 3
+    month.served = [Served(ApiKey("apikey_1", "renamed", KEYS[0].hint, "wrkspc_9"), FIRST, FIRST, [])]
+    assert fetch(ledger, admin, "keys") == "keys: 0 new, 1 changed, 0 known keys\n"
+    assert query(ledger, "SELECT name, hint, workspace FROM bill_keys WHERE id = 'apikey_1'") == [
+        ("renamed", KEYS[0].hint, "wrkspc_9")
+    ]
+
+
+def test_an_api_that_is_busy_is_asked_again(ledger: Path, admin: FakeAdmin) -> None:
+    admin.faults = [
+        (429, {"retry-after": "1"}, b"{}"),
+        (500, {}, b"oops"),
+        (529, {}, b"{}"),
+    ]
+    assert "19 new" in fetch(ledger, admin, "usage", *SPAN)
+    assert len(admin.requests) == 4
+
+
+def test_a_fetch_that_broke_off_goes_on_where_it_was(ledger: Path, admin: FakeAdmin) -> None:
+    span = ("--since", "2026-11-01", "--until", "2026-11-20", "--width", "1h")
+    answer = admin.answer
+    pages = iter([0, 0, 1])
+
+    def breaks_off(path: str, asked: dict[str, list[str]], key: str) -> Any:
+        return refusal(403, "permission_error", "not any more") if next(pages) else answer(path, asked, key)
+
+    admin.answer = breaks_off  # type: ignore[method-assign]
+    done = run(ledger, "usage", *span, "--base-url", admin.address, command="fetch")
+    assert done.returncode == 2
+    assert query(ledger, "SELECT count(*) FROM bill_buckets") == [(336,)]
+    admin.answer = answer  # type: ignore[method-assign]
+    admin.requests.clear()
+    assert "120 new, 0 changed, 336 known" in fetch(ledger, admin, "usage", *span)
+    assert admin.requests[0][1]["starting_at"] == ["2026-11-15T00:00:00Z"]
+
+
+HTML = (200, {"content-type": "text/html"}, b"<html>Welcome</html>")
+ANSWERS = {
+    "a wrong key": (refusal(401, "authentication_error", "invalid x-api-key"), "must be an Admin API key"),
+    "an individual account": (refusal(403, "permission_error", "not for you"), "individual accounts do not have"),
+    "HTML": (HTML, "does not answer as an Admin API does"),
+    "HTML as an error": ((502, {"content-type": "text/html", "retry-after": "1"}, b"<html>Bad"), "again and again"),
+    "not found": (refusal(404, "not_found_error", "Not found"), "has no Admin API"),
+    "a redirect": ((302, {"location": "http://127.0.0.1:9/"}, b""), "is --base-url right?"),
+    "another JSON": ((200, {}, b'{"hello": 1}'), "is not what the Admin API answers"),
+    "JSON that is cut": ((200, {}, b'{"data": [{"starting_at": "2026'), "is not what the Admin API answers"),
+    "a count that is none": (
+        (200, {}, json.dumps({"data": [{"starting_at": "2026-11-01T00:00:00Z", "ending_at": "2026-11-02T00:00:00Z",
+            "results": [{"uncached_input_tokens": -1, "output_tokens": 1}]}]}).encode()),
+        "-1 is no count",
+    ),
+    "a bucket of another time": (
+        (200, {}, json.dumps({"data": [{"starting_at": "2025-11-01T00:00:00Z", "ending_at": "2025-11-02T00:00:00Z",
+            "results": []}]}).encode()),
+        "which was not asked for",
+    ),
+    "more without a page": ((200, {}, b'{"data": [], "has_more": true}'), "there is more, and not where"),
+    "pages for ever": ((200, {}, b'{"data": [], "has_more": true, "next_page": "x"}'), "goes on for ever"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_what_is_no_report_is_one_line_and_stores_nothing(ledger: Path, admin: FakeAdmin, what: str) -> None:
+    answer, says = ANSWERS[what]
+    admin.faults = [answer] * 12
+    assert says in refused(ledger, "fetch", "usage", *SPAN, "--base-url", admin.address)
+
+
+@pytest.mark.parametrize("currency", ["EUR", "eur"])
+def test_another_currency_is_refused(ledger: Path, admin: FakeAdmin, currency: str) -> None:
+    bucket = {"starting_at": "2026-11-01T00:00:00Z", "ending_at": "2026-11-02T00:00:00Z"}
+    results = [{"amount": "1", "currency": "USD"}, {"amount": "1", "currency": currency}]
+    admin.faults = [(200, {}, json.dumps({"data": [{**bucket, "results": results}]}).encode())]
+    told = refused(ledger, "fetch", "costs", *SPAN, "--base-url", admin.address)
+    assert f"it is in {currency}, and the ledger is in USD" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("usage",), "--since says from when on"),
+        (("keys", "--since", "2026-11-01"), "keys have no span"),
+        (("usage", "--since", "2999-01-01"), "is in the future"),
+        (("usage", "--since", "2026-11-02", "--until", "2026-11-01"), "ends before it begins"),
+        (("usage", *SPAN, "--base-url", "api.example.com"), "is no address"),
+        (("usage", *SPAN, "--base-url", "http://api.example.com"), "would carry the key unencrypted"),
+        (("usage", *SPAN, "--width", "1w"), "1w"),
+        (("invoices",), "invoices"),
+    ],
+)
+def test_what_cannot_be_fetched_so_is_one_line(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_ADMIN_KEY", ADMIN_KEY)
+    assert says in refused(ledger, "fetch", *arguments)
+
+
+@pytest.mark.parametrize("key", ["", " ", "sk-ant\n-x", "ключ"])
+def test_without_a_key_it_says_which(ledger: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("ANTHROPIC_ADMIN_KEY", key)
+    assert "ANTHROPIC_ADMIN_KEY" in refused(ledger, "fetch", "keys")
+
+
+def test_the_key_is_nowhere_in_the_ledger(ledger: Path, admin: FakeAdmin) -> None:
+    fetch(ledger, admin, "keys")
+    fetch(ledger, admin, "usage", *SPAN)
+    with closing(sqlite3.connect(ledger)) as connection:
+        assert not [line for line in connection.iterdump() if ADMIN_KEY in line]
+
+
+# Importing.
+
+
+USAGE_HEADER = (
+    "usage_date_utc,model_version,api_key,workspace,usage_type,context_window,usage_input_tokens_no_cache,"
+    "usage_input_tokens_cache_write_5m,usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,"
+    "usage_output_tokens,web_search_count,inference_geo,speed"
+)
+USAGE = (
+    f"{USAGE_HEADER}\r\n"
+    "2026-11-01,claude-sonnet-4-5-20250929,team one,Default,message,≤ 200k,100,10,20,30,40,2,not_available,standard\r\n"
+    "2026-11-03,claude-haiku-4-5-20251001,two,Default,batch,≤ 200k,1,0,0,0,2,0,,\r\n"
+)
+COSTS_HEADER = (
+    "usage_date_utc,model,workspace,api_key,usage_type,context_window,token_type,cost_usd,list_price_usd,cost_type,"
+    "inference_geo,speed,api_key_id,api_key_status"
+)
+COSTS = (
+    f"{COSTS_HEADER}\n"
+    "2026-11-01,Claude Sonnet 4.5,Default,team one,message,≤ 200k,output,0.06,15,token,,,apikey_1,active\n"
+)
+
+
+def file(tmp_path: Path, text: str | bytes, name: str = "x.csv") -> str:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def imported(ledger: Path, *paths: str) -> str:
+    done = run(ledger, *paths, command="import")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+@pytest.mark.parametrize("text", [USAGE, "\ufeff" + USAGE, USAGE.replace("\r\n", "\n")], ids=["as it is", "BOM", "LF"])
+def test_a_usage_export_of_the_console(ledger: Path, tmp_path: Path, text: str) -> None:
+    path = file(tmp_path, text)
+    assert imported(ledger, path) == f"{path}: usage, 3 new, 0 changed, 0 known buckets\n"
+    assert query(
+        ledger,
+        "SELECT model, api_key, context_window, service_tier, input_tokens, cache_creation_5m_input_tokens, "
+        "cache_creation_1h_input_tokens, cache_read_input_tokens, output_tokens, web_search_requests FROM bill_usage",
+    ) == [
+        ("claude-sonnet-4-5-20250929", "team one", "≤ 200k", None, 100, 10, 20, 30, 40, 2),
+        ("claude-haiku-4-5-20251001", "two", "≤ 200k", "batch", 1, 0, 0, 0, 2, 0),
+    ]
+
+
+def test_an_older_export_lacks_the_last_columns(ledger: Path, tmp_path: Path) -> None:
+    older = "\n".join(",".join(line.split(",")[:11]) for line in USAGE.split("\r\n"))
+    assert "3 new" in imported(ledger, file(tmp_path, older))
+    assert query(ledger, "SELECT sum(output_tokens), sum(web_search_requests) FROM bill_usage") == [(42, 0)]
+
+
+def test_a_cost_export_of_the_console(ledger: Path, tmp_path: Path) -> None:
+    assert "costs, 1 new" in imported(ledger, file(tmp_path, COSTS))
+    assert query(ledger, "SELECT amount, model, api_key, token_type FROM bill_costs") == [
+        ("0.06", "Claude Sonnet 4.5", "apikey_1", "output")
+    ]
+
+
+def test_saved_answers_of_the_api(ledger: Path, tmp_path: Path, admin: FakeAdmin) -> None:
+    asked = {"starting_at": ["2026-11-01T00:00:00Z"], "ending_at": ["2026-11-03T00:00:00Z"], "group_by[]": ["model"]}
+    paths = []
+    for name, path in (("usage", "usage_report/messages"), ("costs", "cost_report"), ("keys", "api_keys")):
+        _, _, body = admin.answer(f"/v1/organizations/{path}", asked, ADMIN_KEY)
+        paths.append(file(tmp_path, body, f"{name}.json"))
+    told = imported(ledger, *paths)
+    assert [line.partition(": ")[2].partition(",")[0] for line in told.splitlines()] == ["usage", "costs", "keys"]
+    assert query(ledger, "SELECT count(*) FROM bill_usage") == [(2,)]
+    assert query(ledger, "SELECT count(*) FROM bill_keys") == [(2,)]
+
+
+@pytest.mark.parametrize("text", [USAGE, COSTS])
+def test_the_same_file_twice_changes_nothing(ledger: Path, tmp_path: Path, text: str) -> None:
+    imported(ledger, file(tmp_path, text))
+    before = dump(ledger)
+    assert "0 new, 0 changed" in imported(ledger, file(tmp_path, text))
+    lines = text.splitlines(keepends=True)
+    imported(ledger, file(tmp_path, "".join([lines[0], *reversed(lines[1:])]), "another name.csv"))
+    assert dump(ledger) == before
+
+
+def test_a_file_with_other_numbers_is_refused_and_both_are_shown(ledger: Path, tmp_path: Path) -> None:
+    imported(ledger, file(tmp_path, USAGE))
+    other = file(tmp_path, USAGE.replace(",40,2,", ",41,2,"), "other.csv")
+    told = refused(ledger, "import", other)
+    assert "output_tokens 40" in told.partition("before")[0]
+    assert "output_tokens 41" in told.partition("before")[2]
+    assert "--replace takes the new ones" in told
+    done = run(ledger, other, "--replace", command="import")
+    assert "0 new, 1 changed, 2 known" in done.stdout
+    assert query(ledger, "SELECT sum(output_tokens) FROM bill_usage") == [(43,)]
+
+
+def test_a_longer_file_adds_what_is_new(ledger: Path, tmp_path: Path) -> None:
+    imported(ledger, file(tmp_path, USAGE))
+    more = USAGE + "2026-11-04,claude-haiku-4-5-20251001,two,Default,message,≤ 200k,1,0,0,0,9,0,,\r\n"
+    assert "1 new, 0 changed, 3 known" in imported(ledger, file(tmp_path, more))
+
+
+BAD = {
+    "nothing": ("", "is no usage or cost export"),
+    "a header alone": (USAGE_HEADER + "\n", "it has no lines"),
+    "another CSV": ("a,b\n1,2\n", "is no usage or cost export"),
+    "an unknown column": (USAGE.replace("speed", "velocity", 1), "column 'velocity' is not known"),
+    "a column twice": (USAGE.replace("speed", "inference_geo", 1), "a column is there twice"),
+    "a line that is cut": (USAGE[:-30], "line 3 has more or fewer cells than the header; is the file whole?"),
+    "a count that is none": (USAGE.replace(",100,", ",many,"), "line 2: 'many' is no count"),
+    "a negative count": (USAGE.replace(",100,", ",-5,"), "line 2: '-5' is no count"),
+    "a fraction": (USAGE.replace(",100,", ",1.5,"), "line 2: '1.5' is no count"),
+    "no day": (USAGE.replace("2026-11-01", "yesterday"), "line 2: 'yesterday' is no day"),
+    "days far apart": (USAGE.replace("2026-11-01", "1999-11-01"), "it goes from 1999"),
+    "an amount that is none": (COSTS.replace("0.06", "six"), "line 2: 'six' is no amount"),
+    "an endless amount": (COSTS.replace("0.06", "Infinity"), "is no amount"),
+    "open quotes": (USAGE + '"', "it is not CSV"),
+    "not UTF-8": (b"\xff\xfe", "is not UTF-8 text"),
+    "other JSON": ('{"a": 1}', "it is JSON, but no answer of the Admin API"),
+    "JSON that is cut": ('{"data": [', "it is JSON, but no answer of the Admin API"),
+    "a list": ("[]", "it is JSON, but no answer"),
+    "deep JSON": ("[" * 100_000, "it is JSON, but no answer"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_file_that_is_no_bill_is_one_line_and_stores_nothing(ledger: Path, tmp_path: Path, what: str) -> None:
+    text, says = BAD[what]
+    path = file(tmp_path, text)
+    told = refused(ledger, "import", path)
+    assert told.startswith(f"usage-ledger: {path}")
+    assert says in told
+
+
+def test_files_that_are_not_there_or_are_folders_are_one_line(ledger: Path, tmp_path: Path) -> None:
+    assert "No such file" in refused(ledger, "import", str(tmp_path / "none.csv"))
+    assert "Is a directory" in refused(ledger, "import", str(tmp_path))
+
+
+def test_of_several_files_those_before_the_bad_one_are_in(ledger: Path, tmp_path: Path) -> None:
+    done = run(ledger, file(tmp_path, USAGE), file(tmp_path, "a,b\n", "y.csv"), command="import")
+    assert done.returncode == 2
+    assert "usage, 3 new" in done.stdout
+    assert query(ledger, "SELECT count(*) FROM bill_usage") == [(2,)]
+    assert list(csv.reader(io.StringIO(USAGE)))[1][1] == "claude-sonnet-4-5-20250929"
