@@ -30,6 +30,7 @@ LONGEST = timedelta(days=1)
 """How long before a span a request may have begun that ends in it."""
 
 _ANY = "*"
+_FIVE, _HOUR = "cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens"
 
 
 class Explained(NamedTuple):
@@ -61,6 +62,7 @@ class _Region:
     last: int
     ours: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     theirs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    unknown: int = 0
     candidates: list[Entry] = field(default_factory=list)
     why: str = ""
 
@@ -71,6 +73,7 @@ class _Series:
 
     ours: dict[int, dict[str, int]] = field(default_factory=dict)
     theirs: dict[int, dict[str, int]] = field(default_factory=dict)
+    unknown: dict[int, int] = field(default_factory=dict)
     ties: list[tuple[int, int]] = field(default_factory=list)
     candidates: list[tuple[int, Entry]] = field(default_factory=list)
     blocked: list[tuple[int, str]] = field(default_factory=list)
@@ -192,6 +195,7 @@ class _Placing:
         for model, counts in _parts(entry):
             series = self._one(model, key)
             _add(series.ours, first, _kinds_of(counts))
+            series.unknown[first] = series.unknown.get(first, 0) + _unknown(counts)
             series.ties.append((first, last))
             if is_outside:
                 series.blocked.append((first, f"row {record.id} may be of a time without a bill"))
@@ -213,10 +217,14 @@ def _parts(entry: Entry) -> list[tuple[str, Record | IterationRow]]:
 def _kinds_of(told: UsageLine | Record | IterationRow) -> dict[str, int]:
     """Return counts by kind; cache writes of which nobody told the duration stand with the 5-minute ones."""
     counts = {name: getattr(told, name, 0) for name in KINDS}
-    if not isinstance(told, UsageLine):
-        split = told.cache_creation_5m_input_tokens + told.cache_creation_1h_input_tokens
-        counts["cache_creation_5m_input_tokens"] += told.cache_creation_input_tokens - split
+    counts[_FIVE] += 0 if isinstance(told, UsageLine) else _unknown(told)
     return counts
+
+
+def _unknown(told: Record | IterationRow) -> int:
+    """Return how many cache writes are of unknown duration."""
+    split = told.cache_creation_5m_input_tokens + told.cache_creation_1h_input_tokens
+    return told.cache_creation_input_tokens - split
 
 
 def _add(counts: dict[int, dict[str, int]], number: int, told: dict[str, int]) -> None:
@@ -252,10 +260,13 @@ def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -
         for region in _regions(one):
             since, until = spans[region.first].since, spans[region.last].until
             difference = {name: region.theirs[name] - region.ours[name] for name in KINDS}
-            if not any(difference.values()):
+            # Cache writes of which nobody told the duration may be of either.
+            moved = max(0, min(region.unknown, -difference[_FIVE], difference[_HOUR]))
+            settled = {**difference, _FIVE: difference[_FIVE] + moved, _HOUR: difference[_HOUR] - moved}
+            if not any(settled.values()):
                 continue
             why = region.why
-            if min(difference.values()) < 0:
+            if min(settled.values()) < 0:
                 why = "the rows have more of a kind than was billed"
             elif not why and not region.candidates:
                 why = "no flagged row is of this time"
@@ -263,10 +274,12 @@ def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -
                 why = f"{len(region.candidates)} flagged rows could be it"
             if why:
                 records = [entry.record for entry in region.candidates]
-                open_.append(Open(since, until, model, "" if key == _ANY else key, difference, records, why))
+                open_.append(Open(since, until, model, "" if key == _ANY else key, settled, records, why))
             else:
                 (entry,) = region.candidates
-                counts = {name: count + difference[name] for name, count in _kinds_of(entry.record).items()}
+                is_its_own = _unknown(entry.record) >= moved
+                more = difference if is_its_own else settled
+                counts = {name: count + more[name] for name, count in _kinds_of(entry.record).items()}
                 explained.append(Explained(entry, counts, since, until))
     return explained, open_
 
@@ -287,6 +300,8 @@ def _regions(one: _Series) -> Iterable[_Region]:
             into = getattr(by_number[number], side)
             for name in KINDS:
                 into[name] += counts[name]
+    for number, count in one.unknown.items():
+        by_number[number].unknown += count
     for number, entry in one.candidates:
         by_number[number].candidates.append(entry)
     for number, why in one.blocked:
