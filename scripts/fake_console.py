@@ -261,7 +261,7 @@ class FakeConsole:
 
     def key_of(self, request: Request) -> ApiKey:
         """Return the key that a request came with; one that is new is a new key of the default workspace."""
-        key = request.headers.get("x-api-key", "")
+        key = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
         if key not in self.keys:
             number = len(self.keys) + 1
             self.keys[key] = ApiKey(f"apikey_{number:04}", f"key {number}", f"{key[:16]}...{key[-4:]}")

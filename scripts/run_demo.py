@@ -1,25 +1,31 @@
-"""The demo: eight exchanges through the real proxy, their rows, a CSV, and a replay that changes nothing.
+"""The demo: eight exchanges through the real proxy, their rows, a CSV, a replay that changes nothing, and the bill.
 
 Everything runs on 127.0.0.1: a fake Console upstream, the real mitmdump with the addon, the real `anthropic` SDK as
-client. Whatever ends it, Ctrl-C too, no process stays behind. `--save FOLDER` keeps the capture and its expected rows,
-which is how those in `data/` are made: `./scripts/demo --save data`.
+client, and a fake Admin API that bills what the Console produced, whether a stream told it or not. Whatever ends it,
+Ctrl-C too, no process stays behind. `--save FOLDER` keeps the capture and its expected rows, which is how those in
+`data/` are made: `./scripts/demo --save data`.
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anthropic
 
-from scripts.fake_console import FakeConsole
-from scripts.real_proxy import Proxy, replay, rows_of
+from scripts.fake_admin import ADMIN_KEY, FakeAdmin
+from scripts.fake_console import FakeConsole, Served
+from scripts.real_proxy import Proxy, replay, rows_of, wait_until
 
 MODEL = "claude-sonnet-4-6"
+KEYS = {team: f"sk-ant-api03-{team}-demo-key-of-no-value-whatsoever-igAA" for team in ("R2D", "C3P", "BB8", "K2S")}
+"""Each team has a key of its own, so that a hole in its books is told from another's."""
 
 
 def say(line: str = "") -> None:
@@ -54,11 +60,15 @@ def ask(client: anthropic.Anthropic, scenario: str) -> str:
     return "".join(block.text for block in answer.content if block.type == "text")
 
 
+def of_team(client: anthropic.Anthropic, team: str) -> anthropic.Anthropic:
+    return client.with_options(api_key=KEYS[team])
+
+
 EXCHANGES: tuple[tuple[str, Callable[[anthropic.Anthropic], str]], ...] = (
     ("a normal stream", lambda client: stream(client, "normal")),
-    ("a stream without usage", lambda client: stream(client, "without_usage")),
-    ("a stream the client leaves", lambda client: stream(client, "endless", leave_after=5)),
-    ("a stream that upstream breaks", lambda client: stream(client, "breaks")),
+    ("a stream without usage", lambda client: stream(of_team(client, "C3P"), "without_usage")),
+    ("a stream the client leaves", lambda client: stream(of_team(client, "BB8"), "endless", leave_after=5)),
+    ("a stream that upstream breaks", lambda client: stream(of_team(client, "K2S"), "breaks")),
     ("a gzipped stream", lambda client: stream(client, "gzipped")),
     ("a stream with iterations", lambda client: stream(client, "iterations")),
     ("a JSON answer", lambda client: ask(client, "json")),
@@ -75,7 +85,7 @@ def main() -> int:
             say(f"mitmdump -s addon/usage.py listens at {proxy.address}, the fake Console at {console.address}")
             say()
             client = anthropic.Anthropic(
-                api_key="sk-ant-api03-R2D-demo-key-of-no-value-whatsoever-igAA",
+                api_key=KEYS["R2D"],
                 base_url=proxy.address,
                 max_retries=0,
                 timeout=20,
@@ -89,6 +99,8 @@ def main() -> int:
             client.close()
             proxy.wait_for_line("client_disconnected")
             received = console.received.total()
+            wait_until(lambda: len(console.served) == received)  # the Console has noticed that the client left
+            served = list(console.served)
         rows = rows_of(ledger)
         say()
         say(
@@ -107,7 +119,24 @@ def main() -> int:
         say(f"  the replay {'changed nothing' if same else 'CHANGED THE LEDGER'}")
         if len(sys.argv) > 2 and sys.argv[1] == "--save":
             save(capture, Path(sys.argv[2]))
-        return 0 if same and len(rows) == received == len(EXCHANGES) else 1
+        matches = reconcile(ledger, served)
+        return 0 if same and matches and len(rows) == received == len(EXCHANGES) else 1
+
+
+def reconcile(ledger: Path, served: list[Served]) -> bool:
+    """Fetch what upstream billed, fill the holes in from it, and return whether the books match to the last token."""
+    now = datetime.now(UTC)
+    days = ("--since", f"{now - timedelta(days=1):%Y-%m-%d}", "--until", f"{now + timedelta(days=2):%Y-%m-%d}")
+    with FakeAdmin(lambda: served) as admin:
+        for what in (("keys",), ("usage", *days), ("costs", *days)):
+            say()
+            say(f"$ usage-ledger fetch {what[0]}")
+            tool("fetch", *what, "--db", str(ledger), "--base-url", admin.address)
+    for step in (("--by", "key,model"), ("--by", "key,model", "--apply")):
+        say()
+        say(f"$ usage-ledger reconcile {' '.join(step)}")
+        code = tool("reconcile", *days, "--open", *step, "--db", str(ledger), codes=(0, 1))
+    return code == 0
 
 
 def save(capture: Path, folder: Path) -> None:
@@ -125,8 +154,12 @@ def save(capture: Path, folder: Path) -> None:
     say(f"  saved in {folder}")
 
 
-def tool(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "usage_ledger", *arguments], check=True)
+def tool(*arguments: str, codes: tuple[int, ...] = (0,)) -> int:
+    environment = {**os.environ, "ANTHROPIC_ADMIN_KEY": ADMIN_KEY}
+    done = subprocess.run([sys.executable, "-m", "usage_ledger", *arguments], env=environment, check=False)
+    if done.returncode not in codes:
+        raise RuntimeError(f"usage-ledger {arguments[0]} ended with {done.returncode}")
+    return done.returncode
 
 
 def tool_output(*arguments: str) -> str:

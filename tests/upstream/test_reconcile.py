@@ -292,6 +292,14 @@ def test_money_is_not_compared_where_the_tokens_do_not_agree(books: Books) -> No
     books.write(row("a", total_cost="0.0006", price_source="x"), row("u", model="claude-opus-9"))
     books.bill(line(output_tokens=21), line(model="claude-opus-9"))
     books.cost(cost("0.5"), cost("0.5", model="claude-opus-9"), cost("0.5", model=None, cost_type="web_search"))
+    for by in (("day", "model"), ("model",), ("day",)):
+        assert books.compare(*by).money == []
+
+
+def test_money_of_batches_and_adjustments_is_not_compared(books: Books) -> None:
+    books.write(row("a", total_cost="0.0006", price_source="x"))
+    books.bill(line(), line(service_tier="batch"))
+    books.cost(cost("0.9"))
     assert books.compare().money == []
 
 

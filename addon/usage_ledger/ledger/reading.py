@@ -6,6 +6,7 @@ rows. Where a killed writer has left a -wal file, SQLite may move its rows into 
 writer would.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -179,10 +180,10 @@ class Reader:
 
         Each page is read for itself, so that nothing is held open while the caller writes.
         """
-        where, values = filters.where()
         names = ", ".join(columns)
         last = (b"", b"")  # as they are in the file, whether that is UTF-8 or not
         while True:
+            where, values = filters.where()
             page = self.connection.execute(
                 f"SELECT {names}, CAST(occurred_at AS BLOB), CAST(id AS BLOB) FROM {self.table()} "
                 f"WHERE {where} AND {condition} AND (occurred_at, id) > (CAST(? AS TEXT), CAST(? AS TEXT)) "
@@ -192,6 +193,7 @@ class Reader:
             if not page:
                 return
             last = page[-1][-2:]
+            filters = dataclasses.replace(filters, since=None)  # else SQLite begins each page from there
             yield [row[:-2] for row in page]
 
     def count(self, filters: Filters, condition: str = "true") -> int:

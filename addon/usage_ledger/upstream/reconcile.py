@@ -7,7 +7,7 @@ apart are named instead.
 """
 
 import enum
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -183,7 +183,7 @@ def reconcile(
     buckets = [one for one in buckets if one.flagged or any(one.ours.values()) or any(one.theirs.values())]
     result = Result(_start(first), _start(last), tuple(by), buckets)
     result.open_days, result.days_without_bill = bill.open_days, bill.missing
-    result.money = _money(reader, bill, result, tolerance)
+    result.money = _money(reader, bill, first, last, tolerance)
     return result
 
 
@@ -307,38 +307,41 @@ class Names:
 # Money.
 
 
-def _money(reader: Reader, bill: Bill, result: Result, tolerance: int) -> list[Money]:
-    """Compare what days cost, by model, where all tokens of that model agree on that day."""
-    first, last = whole_days(result.since, result.until)
-    costs = _costs_of(reader, first, last, bill.days.keys())
-    agreed = reconcile_tokens(result, tolerance)
+def _money(reader: Reader, bill: Bill, first: date, last: date, tolerance: int) -> list[Money]:
+    """Compare what days cost, by model, where all tokens of that model agree on that day.
+
+    What has a part that the other side tells elsewhere is left out: batches, adjustments, rows without a price, and web
+    searches, which stand on a line of their own in the bill.
+    """
+    left: dict[tuple[str, str], dict[str, int]] = {}
     ours: dict[tuple[str, str], Decimal] = {}
-    unpriced: set[tuple[str, str]] = set()
+    not_comparable = {(each.day, each.model) for each in adjustments(reader, first.isoformat(), last.isoformat())}
+
+    def count(key: tuple[str, str], told: Mapping[str, int], sign: int) -> None:
+        into = left.setdefault(key, dict.fromkeys(KINDS, 0))
+        for name in KINDS:
+            into[name] += sign * told[name]
+
+    for day, lines in bill.days.items():
+        for line in lines:
+            key = (day, plain_name(line.model or "(none)"))
+            count(key, line._asdict(), 1)
+            if line.service_tier == "batch":
+                not_comparable.add(key)
     for sums in our_sums(reader, first, last):
-        day, model = str(sums.keys[0]), plain_name(sums.keys[1] or "(none)")
-        ours[day, model] = EXACT.add(ours.get((day, model), Decimal(0)), sums.books.billed)
+        key = (str(sums.keys[0]), plain_name(sums.keys[1] or "(none)"))
+        count(key, sums.counts, -1)
+        ours[key] = EXACT.add(ours.get(key, Decimal(0)), sums.books.billed)
         if sums.books.unpriced or sums.books.unsettled or sums.counts["web_search_requests"]:
-            unpriced.add((day, model))  # web searches stand on a line of their own in the bill
+            not_comparable.add(key)
     found = []
-    for (day, model), (theirs, lines) in sorted(costs.items()):
-        mine = ours.get((day, model))
-        if mine is None or day not in bill.days or (day, model) in unpriced or not agreed.get((day, model), True):
-            continue
-        is_same = abs(EXACT.subtract(mine, theirs)) <= CENT * lines / 2
-        found.append(Money(day, model, mine, theirs, Verdict.MATCHES if is_same else Verdict.PRICE))
+    for (day, model), (theirs, lines_) in sorted(_costs_of(reader, first, last, bill.days.keys()).items()):
+        agrees = all(abs(value) <= tolerance for value in left.get((day, model), {}).values())
+        if (day, model) in ours and agrees and (day, model) not in not_comparable:
+            mine = ours[day, model]
+            is_same = abs(EXACT.subtract(mine, theirs)) <= CENT * lines_ / 2
+            found.append(Money(day, model, mine, theirs, Verdict.MATCHES if is_same else Verdict.PRICE))
     return found
-
-
-def reconcile_tokens(result: Result, tolerance: int) -> dict[tuple[str, str], bool]:
-    """Return of which models, by day, all tokens agree; nothing where buckets are not by day and model."""
-    agreed: dict[tuple[str, str], bool] = {}
-    if "day" in result.by and "model" in result.by:
-        places = result.by.index("day"), result.by.index("model")
-        for each in result.buckets:
-            key = each.keys[places[0]], each.keys[places[1]]
-            is_same = all(abs(value) <= tolerance for value in each.differences().values())
-            agreed[key] = agreed.get(key, True) and is_same
-    return agreed
 
 
 def _costs_of(
