@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import click
 
-from usage_ledger.cli.options import filters_from, with_filters, with_ledgers
+from usage_ledger.cli.options import filters_from, own_pricer, with_filters, with_ledgers, with_prices
 from usage_ledger.cli.output import for_programs, progress, whole_file
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
 from usage_ledger.ledger.reading import open_for_reading
@@ -43,7 +43,7 @@ class _Columns(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--format",
     "form",
-    type=click.Choice(("csv", "tsv", "json", "ndjson")),
+    type=click.Choice(("csv", "tsv", "json", "ndjson", "focus")),
     default="csv",
     show_default=True,
     help="The form.",
@@ -60,30 +60,49 @@ class _Columns(click.ParamType[tuple[str, ...]]):
     metavar="FILE",
     help="Write to a file instead of stdout, compressed where its name ends in .gz.",
 )
+@with_prices
 def export(
-    dbs: tuple[Path, ...], form: str, columns: tuple[str, ...] | None, output: Path | None, **filters: Any
+    dbs: tuple[Path, ...],
+    form: str,
+    columns: tuple[str, ...] | None,
+    output: Path | None,
+    price_path: str | None,
+    **filters: Any,
 ) -> None:
     """Write rows, oldest first, to stdout or a file.
 
     In CSV and TSV, text that a spreadsheet would take for a formula gets an apostrophe before it. Money is text in
     every form, because it is exact. A file takes its name when it is whole, and replaces one that has it.
 
+    The form focus has a charge for each kind of tokens of each request that has a cost (FinOps FOCUS 1.2, as CSV); own
+    prices, which --prices names, are what contracts make of the list.
+
     \b
     Examples:
       usage-ledger export > usage.csv
       usage-ledger export --since 2026-11-01 --until 2026-12-01 --output november.csv.gz
       usage-ledger export --flagged --format json --columns id,request_id,review_reason
+      usage-ledger export --since 2026-11-01 --until 2026-12-01 --format focus > november-focus.csv
     """
     chosen, names = filters_from(filters), columns or COLUMNS
+    if form == "focus":
+        if columns:
+            raise click.UsageError("the columns of focus are those of its specification")
+        from usage_ledger.cli import focus  # which prices, and so takes its time to load
+
+        names, pricer = focus.COLUMNS, own_pricer(price_path, dbs[0])
     with open_for_reading(*dbs) as ledger:
-        found = ledger.rows(chosen, names)
+        found = focus.charges(ledger, chosen, pricer) if form == "focus" else ledger.rows(chosen, names)
         if output is None:
             _write(found, names, form, for_programs())
-            return
-        if any(_is_part_of(output, db) for db in dbs):
+        elif any(_is_part_of(output, db) for db in dbs):
             raise click.ClickException(f"{output} is the ledger itself; name another file")
-        with whole_file(output) as out, progress("writing", lambda: ledger.count(chosen)) as advance:
-            _write(_counted(found, advance), names, form, out)
+        else:
+            with whole_file(output) as out, progress("writing", lambda: ledger.count(chosen)) as advance:
+                _write(_counted(found, advance), names, form, out)
+        left_out = ledger.books(chosen).unpriced if form == "focus" else 0
+    if left_out:
+        click.echo(f"{left_out:,} row(s) with final usage have no cost, and are left out; see price", err=True)
 
 
 def _is_part_of(output: Path, db: Path) -> bool:
@@ -104,8 +123,8 @@ def _counted(rows: Iterable[tuple[Any, ...]], advance: Any) -> Iterator[tuple[An
 
 
 def _write(rows: Iterable[tuple[Any, ...]], names: Sequence[str], form: str, out: TextIO) -> None:
-    if form in ("csv", "tsv"):
-        lines = csv.writer(out, delimiter="," if form == "csv" else "\t", lineterminator="\r\n")
+    if form in ("csv", "tsv", "focus"):
+        lines = csv.writer(out, delimiter="\t" if form == "tsv" else ",", lineterminator="\r\n")
         lines.writerow(names)
         lines.writerows([safe(value) for value in row] for row in rows)
     elif form == "json":

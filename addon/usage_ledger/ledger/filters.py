@@ -21,6 +21,9 @@ MISPRICED = (
 )
 """SQL: rows whose cost cannot be: it says no price data, or stands where no usage is final."""
 
+CHARGED = f"credential_kind IS NOT 'oauth' AND {FINAL} AND money(CAST(total_cost AS BLOB)) IS NOT NULL"
+"""SQL: rows that cost something on the bill (`money` is the reader's function)."""
+
 ON_THE_BILL = "(credential_kind IS NOT 'oauth' AND usage_state <> 'pending')"
 """SQL: rows that the API bill is about: not those of subscriptions, and not what is still in flight."""
 

@@ -103,6 +103,26 @@ def tokens_cost(prices: ModelPrice, tokens: Tokens, model: str) -> Decimal:
     return prices.calc_price(usage)["total_price"]
 
 
+def kinds_cost(prices: ModelPrice, tokens: Tokens, model: str) -> dict[str, Decimal]:
+    """Return what each kind of these tokens (fields of `Tokens`) costs in USD; their sum is `tokens_cost`."""
+    prompt = tokens.input + tokens.cache_write_5m + tokens.cache_write_1h + tokens.cache_read
+    flat = ModelPrice(**{key: _at_length(price, prompt) for key, price in vars(prices).items()})
+    costs = {
+        name: tokens_cost(flat, Tokens(0, 0, 0, 0, 0)._replace(**{name: count}), model)
+        for name, count in tokens._asdict().items()
+        if count
+    }
+    if sum(costs.values()) != tokens_cost(prices, tokens, model):
+        raise UnpricedError(f"what a request to {model} costs cannot be told apart by kind")
+    return costs
+
+
+def _at_length(price: Decimal | TieredPrices | None, prompt: int) -> Decimal | None:
+    if not isinstance(price, TieredPrices):
+        return price
+    return ([price.base] + [tier.price for tier in price.tiers if prompt > tier.start])[-1]
+
+
 def searches_cost(prices: ModelPrice, searches: int, model: str) -> Decimal:
     """Return what a request's web searches cost in USD."""
     if prices.web_searches_kcount is None:

@@ -45,6 +45,16 @@ class Price(NamedTuple):
             iteration.total_cost = None if part is None else as_text(part)
 
 
+class Charge(NamedTuple):
+    """What one kind of tokens (or web searches) of one model cost in a request: how many, in USD, by which data."""
+
+    model: str
+    kind: str
+    quantity: int
+    cost: Decimal
+    source: str
+
+
 class _Rates(NamedTuple):
     """What one part costs: `token_factor` and `search_factor` multiply what `prices` give."""
 
@@ -105,6 +115,27 @@ class Pricer:
         if as_amount(as_text(price.amount)) is None:
             raise UnpricedError("its cost has too many digits")
         return price
+
+    def charges(self, entry: Entry) -> list[Charge]:
+        """Return what each kind of tokens of a row costs; their sum is `price`. Raises `UnpricedError` as that does."""
+        from usage_ledger.prices import listed
+
+        record, found = entry.record, []
+        amount = self.price(entry).amount
+        with decimal.localcontext(EXACT):
+            for part in parts_of(record, entry.iterations, _metadata(record).get("_manually_updated") == 1):
+                rates = self._rates(part.model, record)
+                for kind, cost in listed.kinds_cost(rates.prices, part.tokens, part.model).items():
+                    quantity = getattr(part.tokens, kind)
+                    found.append(Charge(part.model, kind, quantity, cost * rates.token_factor, rates.source))
+            if record.web_search_requests:
+                rates = self._rates(record.model, record)
+                searches = listed.searches_cost(rates.prices, record.web_search_requests, record.model)
+                cost = searches * rates.search_factor
+                found.append(Charge(record.model, "web_search", record.web_search_requests, cost, rates.source))
+            if sum(each.cost for each in found) != amount:
+                raise UnpricedError("its cost cannot be told apart by kind")
+        return found
 
     def _sum(self, entry: Entry, corrected: bool) -> Price:
         from usage_ledger.prices import listed
