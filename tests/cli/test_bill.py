@@ -189,9 +189,54 @@ def test_closed_books_are_not_settled_but_where_that_is_asked_for(
     assert buckets(proxy.ledger)[0]["verdict"] == "matches"
 
 
+def test_several_that_adjust_at_once_adjust_once(admin: FakeAdmin, start_proxy: Start, ask: Ask) -> None:
+    proxy = start_proxy()
+    for _ in range(2):
+        ask(proxy, "without_usage")
+    settled_rows(proxy.ledger, 2)
+    fetch_all(proxy.ledger, admin)
+    command = [sys.executable, "-m", "usage_ledger", "reconcile", "--db", str(proxy.ledger), *SPAN, "--adjust"]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    for process in running:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0 or "somebody else has adjusted" in told
+    assert buckets(proxy.ledger)[0]["verdict"] == "matches"
+    with closing(sqlite3.connect(proxy.ledger)) as connection:
+        assert connection.execute("SELECT count(*), sum(output_tokens) FROM bill_adjustments").fetchone() == (1, 84)
+
+
+def test_a_proposals_file_that_cannot_be_written_changes_nothing(
+    admin: FakeAdmin, start_proxy: Start, ask: Ask
+) -> None:
+    proxy = start_proxy()
+    ask(proxy, "without_usage")
+    settled_rows(proxy.ledger, 1)
+    fetch_all(proxy.ledger, admin)
+    before = state(proxy.ledger)
+    done = tool(proxy.ledger, "reconcile", *SPAN, "--apply", "--proposals", "/nonexistent/x.csv", code=2)
+    assert done.stderr.count("\n") == 1
+    assert state(proxy.ledger) == before
+
+
+def test_days_with_rows_and_without_a_bill_are_left(admin: FakeAdmin, start_proxy: Start, ask: Ask) -> None:
+    proxy = start_proxy()
+    ask(proxy, "normal")
+    settled_rows(proxy.ledger, 1)
+    fetch_all(proxy.ledger, admin)
+    with closing(sqlite3.connect(proxy.ledger)) as connection:
+        connection.execute("UPDATE usage_records SET occurred_at = '2026-11-01T00:00:00.000Z'")
+        connection.execute("DELETE FROM bill_usage")
+        connection.commit()
+    done = tool(proxy.ledger, "reconcile", "--since", "2026-11-01", *SPAN[2:], code=1)
+    assert "1 day(s) with rows have no bill; fetch it, or import it" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("--since", "7d", "--apply", "--adjust", "--dry-run"), "try them one by one"),
         (("--since", "2026-11-01", "--until", "2026-11-02"), "there is no bill for the days"),
         (("--since", "2999-01-01"), "is in the future"),
         (("--since", "2026-11-02", "--until", "2026-11-01"), "ends before it begins"),

@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_ledger.ledger.bill import Answer, KeyLine, store_buckets, store_keys
+from usage_ledger.ledger.archive import archive
+from usage_ledger.ledger.bill import (
+    Adjustment,
+    Answer,
+    Bucket,
+    KeyLine,
+    UsageLine,
+    adjust,
+    store_buckets,
+    store_keys,
+)
 from usage_ledger.ledger.editing import open_for_editing
 from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
 from usage_ledger.upstream import answers
+from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.explain import Explained, Open, explain
 
 from scripts.fake_admin import ADMIN_KEY, FakeAdmin
@@ -79,6 +91,9 @@ class Request:
         return Entry(Record(id=self.id, **given))
 
 
+AS_OF = format_moment(datetime.now(UTC))
+
+
 class Books:
     """A ledger, and an upstream that bills what was served by an instant of its own."""
 
@@ -86,7 +101,7 @@ class Books:
         self.path = path
         with open_for_editing(self._made()) as editor:
             keys = [KeyLine(key.id, key.name, key.hint, key.workspace, "active") for key in KEYS]
-            store_keys(editor, Answer("keys", "api", "test", "{}"), keys)
+            store_keys(editor, Answer("keys", "api", "test", "{}", AS_OF), keys)
 
     def _made(self) -> Path:
         self.write()
@@ -112,7 +127,7 @@ class Books:
             while True:
                 _, _, body = admin.answer("/v1/organizations/usage_report/messages", asked, ADMIN_KEY)
                 buckets, page = answers.usage_page(body)
-                store_buckets(editor, Answer("usage", "api", "test", body.decode()), buckets)
+                store_buckets(editor, Answer("usage", "api", "test", body.decode(), AS_OF), buckets)
                 if page is None:
                     break
                 asked["page"] = [page]
@@ -243,16 +258,110 @@ def test_a_row_at_the_edge_of_what_is_billed_stays_open(books: Books) -> None:
         {"api_key_hint": None},
         {"api_key_hint": "sk-ant-api03-ELSE...here"},
         {"usage_state": "complete", "review_reason": "declined_attempt"},
+        {"usage_state": "pending", "requires_manual_review": 0, "completed_at": None},
+        {"requires_manual_review": 0, "metadata": '{"_accepted":true,"_no_usage_data":true}'},
     ],
 )
-def test_a_flagged_row_that_may_be_of_any_model_or_key_keeps_others_open(
-    books: Books, blocking: dict[str, Any]
-) -> None:
+def test_a_row_of_which_nobody_knows_what_it_used_keeps_others_open(books: Books, blocking: dict[str, Any]) -> None:
     requests = [Request("f", at(9), state="missing"), Request("g", at(9), state="missing")]
     books.write(requests[0].entry(), requests[1].entry(**blocking))
     books.bill([each.served() for each in requests])
     assert books.filled() == {}
-    assert books.why() == ["row g is flagged too, and may be of this model or key"]
+    assert books.why() == ["row g may be of this model or key, and nobody knows what it used"]
+
+
+def test_a_complete_row_that_may_be_of_any_key_keeps_others_open(books: Books) -> None:
+    requests = [Request("f", at(9), state="missing"), Request("g", at(10), counts=(900, 900, 0, 0, 0))]
+    books.write(requests[0].entry(), requests[1].entry(api_key_hint=None))
+    books.bill([each.served() for each in requests])
+    assert books.filled() == {}
+
+
+def test_a_complete_row_of_another_organization_does_not_matter(books: Books) -> None:
+    one = Request("f", at(9), state="missing")
+    books.write(one.entry(), Request("g", at(10)).entry(api_key_hint="sk-ant-api03-ELSE...here"))
+    books.bill([one.served()])
+    assert books.filled() == {"f": (100, 20, 3, 4, 50)}
+
+
+def test_a_row_whose_end_nobody_saw_may_be_of_any_hour_after_its_start(books: Books) -> None:
+    """A proxy that was killed leaves no end."""
+    requests = [
+        Request("g", at(8.9), seconds=900, state="missing", counts=(900, 900, 0, 0, 0)),
+        Request("f", at(9.5), state="missing"),
+    ]
+    books.write(requests[0].entry(completed_at=None, review_reason="proxy_stopped"), requests[1].entry())
+    books.bill([each.served() for each in requests], "1h", by="end")
+    assert books.filled() == {}
+
+
+def test_web_searches_of_a_row_with_iterations_are_its_own(books: Books) -> None:
+    requests = [Request("g", at(8)), Request("f", at(9), state="missing")]
+    entry = requests[0].entry(web_search_requests=3)
+    counts = {name: getattr(entry.record, name) for name in NAMES.values()}
+    entry.iterations = [IterationRow("g", 0, "message", None, 1, **counts, cache_creation_input_tokens=7)]
+    books.write(entry, requests[1].entry())
+    served = [each.served() for each in requests]
+    served[0].billed[0].counts["web_searches"] = 3
+    books.bill(served)
+    (explained,), left = books.explain()
+    assert (explained.counts["web_search_requests"], left) == (0, [])
+
+
+def test_without_the_list_of_keys_nothing_is_explained(books: Books) -> None:
+    one = Request("f", at(9), state="missing")
+    books.serve(one)
+    books.bill([one.served()])
+    with open_for_editing(books.path) as editor:
+        editor.connection.execute("DELETE FROM bill_keys")
+    with pytest.raises(BillError, match="usage-ledger fetch keys"):
+        books.explain()
+
+
+def test_a_csv_names_keys_by_their_names(books: Books) -> None:
+    one = Request("f", at(9), state="missing")
+    books.serve(one, Request("other", at(9), key=1, counts=(1, 1, 1, 1, 1)))
+    lines = tuple(
+        UsageLine(model="claude-sonnet-4-5", api_key=key, **dict(zip(NAMES.values(), counts, strict=True)))
+        for key, counts in (("one", one.counts), ("two", (1, 1, 1, 1, 1)))
+    )
+    bucket = Bucket(format_moment(DAY), format_moment(DAY + timedelta(days=1)), lines)
+    with open_for_editing(books.path) as editor:
+        store_buckets(editor, Answer("usage", "csv", "test", "", AS_OF), [bucket])
+    assert books.filled() == {"f": (100, 20, 3, 4, 50)}
+
+
+def test_near_what_is_archived_nothing_is_explained(books: Books, tmp_path: Path) -> None:
+    requests = [Request("f", at(9), state="missing"), Request("g", at(8))]
+    books.serve(*requests)
+    books.bill([each.served() for each in requests])
+    with open_for_editing(books.path) as editor:
+        archive(editor, format_moment(DAY + timedelta(days=1)), tmp_path / "old.db", "", lambda _rows: None)
+    with pytest.raises(BillError, match=r"rows before 2026-11-04 are archived.*--since 2026-11-06"):
+        books.explain()
+
+
+def test_what_was_adjusted_without_knowing_the_key_keeps_its_day_open(books: Books) -> None:
+    one = Request("f", at(9), state="missing")
+    books.serve(one)
+    books.bill([one.served()])
+    made = Adjustment(f"{DAY:%Y-%m-%d}", "claude-sonnet-4-5", "", "", (100, 20, 3, 4, 50, 0))
+    with open_for_editing(books.path) as editor:
+        adjust(editor, [made], 0, "early")
+    assert books.filled() == {}
+    assert books.why() == ["the day was adjusted before the API keys were known"]
+
+
+def test_what_was_adjusted_is_explained(books: Books) -> None:
+    one = Request("f", at(9), state="missing")
+    books.serve(one)
+    books.bill([one.served()])
+    made = Adjustment(f"{DAY:%Y-%m-%d}", "claude-sonnet-4-5", "apikey_1", "", (100, 20, 3, 4, 50, 0))
+    with open_for_editing(books.path) as editor:
+        adjust(editor, [made], 0, "known")
+        with pytest.raises(LedgerError, match="somebody else has adjusted"):
+            adjust(editor, [made], 0, "again")
+    assert (books.filled(), books.why()) == ({}, [])
 
 
 def test_a_flagged_row_with_iterations_is_not_filled_in(books: Books) -> None:
@@ -287,7 +396,7 @@ def test_batches_and_subscriptions_do_not_matter(books: Books) -> None:
 def test_keys_that_are_shown_alike_keep_their_rows_open(books: Books) -> None:
     with open_for_editing(books.path) as editor:
         twin = KeyLine("apikey_9", "twin", KEYS[0].hint, None, "active")
-        store_keys(editor, Answer("keys", "api", "test", "{}"), [twin])
+        store_keys(editor, Answer("keys", "api", "test", "{}", AS_OF), [twin])
     one = Request("f", at(9), state="missing")
     books.serve(one)
     books.bill([one.served()])
@@ -310,8 +419,19 @@ def test_no_row_is_ever_given_what_it_did_not_use(books: Books, seed: int) -> No
         )
         for number in range(dice.choice([20, 120]))
     ]
+    odd = [
+        {"usage_state": "pending", "requires_manual_review": 0, "completed_at": None},
+        {"completed_at": None},
+        {"requires_manual_review": 0},
+        {"api_key_hint": None},
+        {"model": "unknown"},
+        {},
+    ]
     requests.append(Request("midnight", DAY - timedelta(seconds=dice.uniform(0, 90)), 60, counts=(11, 12, 13, 14, 15)))
     books.serve(*requests)
+    other = Request("odd", at(dice.uniform(-20, 20)), 300, state="missing", counts=(21, 22, 23, 24, 25))
+    books.write(other.entry(**dice.choice(odd)))
+    requests.append(other)
     width = dice.choice(["1m", "1h", "1d"])
     skew = dice.randint(-30, 30)
     books.bill([each.served() for each in requests], width, by=dice.choice(["start", "end"]), skew=skew)

@@ -208,6 +208,13 @@ def test_a_fetch_that_broke_off_goes_on_where_it_was(ledger: Path, admin: FakeAd
     assert admin.requests[0][1]["starting_at"] == ["2026-11-15T00:00:00Z"]
 
 
+def report(*tokens: int) -> Any:
+    """An answer that has the first of November as often as there are numbers of tokens."""
+    day = {"starting_at": "2026-11-01T00:00:00Z", "ending_at": "2026-11-02T00:00:00Z"}
+    data = [{**day, "results": [{"uncached_input_tokens": count, "output_tokens": 0}]} for count in tokens]
+    return 200, {}, json.dumps({"data": data}).encode()
+
+
 HTML = (200, {"content-type": "text/html"}, b"<html>Welcome</html>")
 ANSWERS = {
     "a wrong key": (refusal(401, "authentication_error", "invalid x-api-key"), "must be an Admin API key"),
@@ -228,6 +235,8 @@ ANSWERS = {
             "results": []}]}).encode()),
         "which was not asked for",
     ),
+    "a bucket twice": (report(5, 7), "has a bucket twice"),
+    "what is not UTF-8": ((200, {}, b'{"data": [], "x": "\xff"}'), "is not UTF-8 text"),
     "more without a page": ((200, {}, b'{"data": [], "has_more": true}'), "there is more, and not where"),
     "pages for ever": ((200, {}, b'{"data": [], "has_more": true, "next_page": "x"}'), "goes on for ever"),
 }  # fmt: skip
@@ -258,6 +267,9 @@ def test_another_currency_is_refused(ledger: Path, admin: FakeAdmin, currency: s
         (("usage", "--since", "2026-11-02", "--until", "2026-11-01"), "ends before it begins"),
         (("usage", *SPAN, "--base-url", "api.example.com"), "is no address"),
         (("usage", *SPAN, "--base-url", "http://api.example.com"), "would carry the key unencrypted"),
+        (("usage", *SPAN, "--base-url", "http://[::1"), "is no address"),
+        (("usage", *SPAN, "--base-url", "https://example.com:99999"), "is no address"),
+        (("usage", *SPAN, "--base-url", "https://me:secret@example.com"), "an address has no password"),
         (("usage", *SPAN, "--width", "1w"), "1w"),
         (("invoices",), "invoices"),
     ],
@@ -280,6 +292,57 @@ def test_the_key_is_nowhere_in_the_ledger(ledger: Path, admin: FakeAdmin) -> Non
     fetch(ledger, admin, "usage", *SPAN)
     with closing(sqlite3.connect(ledger)) as connection:
         assert not [line for line in connection.iterdump() if ADMIN_KEY in line]
+
+
+def test_a_key_that_upstream_sends_back_goes_nowhere(ledger: Path, admin: FakeAdmin) -> None:
+    echo = {"uncached_input_tokens": 1, "output_tokens": 1, "model": ADMIN_KEY, "else": ADMIN_KEY}
+    day = {"starting_at": "2026-11-01T00:00:00Z", "ending_at": "2026-11-02T00:00:00Z"}
+    admin.faults = [(200, {}, json.dumps({"data": [{**day, "results": [echo]}]}).encode())]
+    fetch(ledger, admin, "usage", "--since", "2026-11-01", "--until", "2026-11-02")
+    admin.faults = [refusal(401, "authentication_error", f"invalid key {ADMIN_KEY}")]
+    assert "invalid key (the key)" in refused(ledger, "fetch", "usage", *SPAN, "--base-url", admin.address)
+    with closing(sqlite3.connect(ledger)) as connection:
+        assert not [line for line in connection.iterdump() if ADMIN_KEY in line]
+
+
+@pytest.mark.parametrize("what", ["keys", "usage"])
+def test_pages_that_bring_nothing_new_come_to_an_end(ledger: Path, admin: FakeAdmin, what: str) -> None:
+    key = {"id": "apikey_1", "name": "n", "partial_key_hint": "h"}
+    data = [key] if what == "keys" else json.loads(report(5)[2])["data"]
+    page = {"data": data, "has_more": True, "last_id": "apikey_1", "next_page": "again"}
+    admin.faults = [(200, {}, json.dumps(page).encode())] * 20
+    arguments = () if what == "keys" else SPAN
+    done = run(ledger, what, *arguments, "--base-url", admin.address, command="fetch")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert len(admin.requests) <= 3
+
+
+def test_a_day_that_another_source_has_with_other_numbers_is_refused(
+    ledger: Path, admin: FakeAdmin, tmp_path: Path
+) -> None:
+    fetch(ledger, admin, "usage", "--since", "2026-11-01", "--until", "2026-11-02")
+    path = file(tmp_path, USAGE)
+    told = refused(ledger, "import", path)
+    assert "2026-11-01 has other numbers in another source" in told
+    assert "(api by day: input_tokens 20, " in told
+    assert "; csv by day: input_tokens 100, " in told
+    assert run(ledger, path, "--replace", command="import").returncode == 0
+
+
+def test_a_file_tells_of_the_time_when_it_was_written(ledger: Path, tmp_path: Path) -> None:
+    """Exported at noon, a day is not all there, whenever it is imported."""
+    path = file(tmp_path, USAGE)
+    noon = datetime(2026, 11, 3, 12, tzinfo=UTC).timestamp()
+    os.utime(path, (noon, noon))
+    imported(ledger, path)
+    assert query(ledger, "SELECT DISTINCT loaded_at FROM bill_buckets") == [("2026-11-03T12:00:00.000Z",)]
+    os.utime(path)
+    imported(ledger, path)
+    later = [
+        loaded_at for since, loaded_at in query(ledger, "SELECT since, loaded_at FROM bill_buckets ORDER BY since")
+    ]
+    assert later[:2] == ["2026-11-03T12:00:00.000Z"] * 2  # they were final before
+    assert later[2] > "2026-11-03T12:00:00.000Z"
 
 
 # Importing.
@@ -395,7 +458,27 @@ BAD = {
     "a negative count": (USAGE.replace(",100,", ",-5,"), "line 2: '-5' is no count"),
     "a fraction": (USAGE.replace(",100,", ",1.5,"), "line 2: '1.5' is no count"),
     "no day": (USAGE.replace("2026-11-01", "yesterday"), "line 2: 'yesterday' is no day"),
-    "days far apart": (USAGE.replace("2026-11-01", "1999-11-01"), "it goes from 1999"),
+    "days far apart": (USAGE.replace("2026-11-01", "2020-11-01").replace("2026-11-03", "2999-01-01"), "it goes from"),
+    "a day of the past": (USAGE.replace("2026-11-01", "1999-11-01"), "line 2: '1999-11-01' is no day"),
+    "a time with a zone": (USAGE.replace("2026-11-01", "2026-11-01T23:00:00-08:00"), "is no day"),
+    "a day with a digit too many": (USAGE.replace("2026-11-01", "2026-11-019"), "is no day"),
+    "an amount in another spelling": (COSTS.replace("0.06", "1_0"), "'1_0' is no amount"),
+    "an amount of many digits": (COSTS.replace("0.06", "1" * 5_000), "is no amount"),
+    "one long line": ("x" * 200_000, "is no usage or cost export"),
+    "a report without results": (
+        '{"data": [{"starting_at": "2026-11-01T00:00:00Z", "ending_at": "2026-11-02T00:00:00Z", "results": []}]}',
+        "that has any results",
+    ),
+    "days of another zone": (
+        '{"data": [{"starting_at": "2026-11-01T00:00:00-08:00", "ending_at": "2026-11-02T00:00:00-08:00", '
+        '"results": [{"uncached_input_tokens": 1, "output_tokens": 1}]}]}',
+        "which is no day, hour or minute",
+    ),
+    "a time out of reach": (
+        '{"data": [{"starting_at": "0001-01-01T00:00:00+14:00", "ending_at": "2026-11-02T00:00:00Z", '
+        '"results": [{"uncached_input_tokens": 1, "output_tokens": 1}]}]}',
+        "is no time",
+    ),
     "an amount that is none": (COSTS.replace("0.06", "six"), "line 2: 'six' is no amount"),
     "an endless amount": (COSTS.replace("0.06", "Infinity"), "is no amount"),
     "open quotes": (USAGE + '"', "it is not CSV"),

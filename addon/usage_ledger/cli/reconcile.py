@@ -98,7 +98,7 @@ def reconcile(
     Tokens come first, by kind; money is compared where they agree, so that a price is told from a lost request. Models
     are compared without the date in their name. Rows of subscriptions are on no bill and left out, and so are days
     that are still open (fetched within 10 minutes of their end) or have no bill; that is said. Fetch or import the
-    bill first. The result is kept in the ledger, for close.
+    bill first; of several ledgers, that of the first counts. The result is kept in the ledger, for close.
 
     With --apply, a flagged row that alone explains a difference gets it, as backfill would do it. Alone means that no
     other flagged row could be it, whichever instant from its start to its end upstream bills by, with --margin around
@@ -115,23 +115,27 @@ def reconcile(
       usage-ledger reconcile --since 2026-11-01 --until 2026-12-01 --adjust --note "invoice 7"
     """
     from usage_ledger.cli import settle
+    from usage_ledger.ledger.closing import archived_before
     from usage_ledger.upstream.answers import BillError
     from usage_ledger.upstream.reconcile import reconcile as compare
 
     if len(dbs) > 1 and (applies or adjusts):
         raise click.UsageError("--apply and --adjust change one ledger; name one")
+    if applies and adjusts and dry_run:
+        raise click.UsageError("what --adjust does depends on what --apply does; try them one by one")
     end = until or as_moment("0s")
     try:
         if applies or adjusts or proposals is not None:
             how = settle.How(since, end, takes_open, note, reopen, dry_run)
-            if applies:
-                settle.fill_in(dbs[0], how, margin, own_pricer(price_path, dbs[0]))
             if proposals is not None:
                 settle.propose(dbs, how, margin, proposals)
+            if applies:
+                settle.fill_in(dbs[0], how, margin, own_pricer(price_path, dbs[0]))
             if adjusts:
                 settle.adjust(dbs[0], how)
         with open_for_reading(*dbs) as ledger:
             result = compare(ledger, since, end, by, tolerance, takes_open)
+            archived = archived_before(ledger)
     except BillError as error:
         raise click.ClickException(str(error)) from error
     told = _as_json(result)
@@ -145,6 +149,10 @@ def reconcile(
         for_programs().write(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     else:
         _write_table(result, for_people())
+    if archived is not None and since < archived and len(dbs) == 1:
+        click.echo(f"rows before {archived[:10]} are archived; name the archive with --db as well", err=True)
+    if result.days_not_billed:
+        click.echo(f"{len(result.days_not_billed)} day(s) with rows have no bill; fetch it, or import it", err=True)
     for days, what in ((result.open_days, "still open"), (result.days_without_bill, "without a bill")):
         if days:
             click.echo(f"left out: {len(days)} day(s) {what}: {_days(days)}", err=True)
@@ -213,6 +221,7 @@ def _as_json(result: "Result") -> dict[str, Any]:
         ],
         "open_days": result.open_days,
         "days_without_bill": result.days_without_bill,
+        "days_not_billed": result.days_not_billed,
     }
 
 

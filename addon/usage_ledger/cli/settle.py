@@ -15,8 +15,9 @@ import click
 from usage_ledger.cli.changes import make_changes, open_to_change
 from usage_ledger.cli.export import safe
 from usage_ledger.cli.output import on_one_line, whole_file
-from usage_ledger.ledger.bill import KINDS, Adjustment, api_keys
+from usage_ledger.ledger.bill import KINDS, Adjustment, api_keys, last_adjustment
 from usage_ledger.ledger.bill import adjust as store
+from usage_ledger.ledger.closing import archived_before
 from usage_ledger.ledger.corrections import correction, with_counts
 from usage_ledger.ledger.editing import Change, Editor
 from usage_ledger.ledger.reading import open_for_reading
@@ -82,6 +83,12 @@ def propose(dbs: Sequence[Path], how: How, margin: timedelta, path: Path) -> Non
 def adjust(db: Path, how: How) -> None:
     """Close what is left with adjustments, told apart as far as both sides can be."""
     with open_to_change(db, how.dry_run) as ledger:
+        until = archived_before(ledger)
+        if until is not None and how.since < until:
+            raise BillError(
+                f"rows before {until[:10]} are archived, and are missing for that reason: --since {until[:10]}"
+            )
+        after = last_adjustment(ledger)
         by = DIMENSIONS if api_keys(ledger) else DIMENSIONS[:2]
         try:
             result = reconcile(ledger, how.since, how.until, by, takes_open=how.takes_open)
@@ -93,10 +100,10 @@ def adjust(db: Path, how: How) -> None:
         made = [
             Adjustment(bucket.keys[0], bucket.keys[1], *_place(bucket.keys), tuple(bucket.differences().values()))
             for bucket in result.buckets
-            if bucket.verdict not in SETTLED
+            if bucket.verdict not in SETTLED and not bucket.is_batch and any(bucket.differences().values())
         ]
         if isinstance(ledger, Editor):
-            store(ledger, made, how.note or "adjusted to the bill", how.reopen)
+            store(ledger, made, after, how.note or "adjusted to the bill", how.reopen)
     tokens = sum(sum(each.counts[:-1]) for each in made)
     _say(f"{'would adjust' if how.dry_run else 'adjusted'} {len(made):,} bucket(s) by {tokens:+,} tokens")
 

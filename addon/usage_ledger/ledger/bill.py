@@ -9,7 +9,7 @@ bucket again changes nothing, and that one that says something else is never sto
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_ledger.ledger.filters import format_moment
@@ -90,12 +90,14 @@ class Answer(NamedTuple):
     """What buckets or keys came from: an answer of an API (`source` is its address) or a file (its name), as it came.
 
     `kind` is `usage`, `costs` or `keys`; `origin` is `api` or `csv`, which say keys and workspaces in different words.
+    `as_of` is the ledger time of which it tells.
     """
 
     kind: str
     origin: str
     source: str
     body: str
+    as_of: str
 
 
 class Stored(NamedTuple):
@@ -110,6 +112,15 @@ _TABLES: dict[str, tuple[str, type[UsageLine] | type[CostLine]]] = {
     "usage": ("bill_usage", UsageLine),
     "costs": ("bill_costs", CostLine),
 }
+
+
+LATE = timedelta(minutes=10)
+"""A bucket is final once it was loaded so long after its end. The API docs say that usage shows within 5 minutes."""
+
+
+def is_final(until: str, loaded_at: str) -> bool:
+    """Whether a bucket was loaded late enough to be all that is billed in it."""
+    return datetime.fromisoformat(loaded_at) >= datetime.fromisoformat(until) + LATE
 
 
 class OverlapError(LedgerError):
@@ -129,9 +140,9 @@ def store_buckets(editor: "Editor", answer: Answer, buckets: Sequence[Bucket], r
             known = _known(editor, answer, bucket)
             if known is not None and Counter(known[1]) == Counter(bucket.lines):
                 same += 1
-                if answer.source.startswith("http"):  # asked for again, it is as of now
+                if not is_final(bucket.until, known[2]) and known[2] < answer.as_of:
                     editor.connection.execute(
-                        "UPDATE bill_buckets SET loaded_at = ? WHERE number = ?", (_now(), known[0])
+                        "UPDATE bill_buckets SET loaded_at = ? WHERE number = ?", (answer.as_of, known[0])
                     )
                 continue
             if known is not None:
@@ -142,9 +153,47 @@ def store_buckets(editor: "Editor", answer: Answer, buckets: Sequence[Bucket], r
             new += known is None
             number = _store_answer(editor, answer) if number is None else number
             _store_bucket(editor, answer, bucket, number)
+        if not replace:
+            _compare_with_others(editor, answer, buckets)
         _forget_unused(editor)
     editor.check_current()
     return Stored(new, changed, same)
+
+
+def _compare_with_others(editor: "Editor", answer: Answer, buckets: Sequence[Bucket]) -> None:
+    """Raise `OverlapError` where a day that was just stored has other numbers in another source, or by hours."""
+    if answer.kind != "usage":
+        return
+    for day in sorted({bucket.since[:10] for bucket in buckets}):
+        start = datetime.fromisoformat(f"{day}T00:00:00+00:00")
+        end = format_moment(start + timedelta(days=1))
+        covers = whole_covers(bucket_spans(editor, "usage", format_moment(start), end))
+        totals = {}
+        for (origin, width), spans in covers.items():
+            lines = [line for span in spans for line in lines_of(editor, "usage", span.number)]
+            totals[f"{origin} by {_WORDS.get(width, width)}"] = {
+                name: sum(getattr(line, name) for line in lines) for name in KINDS
+            }
+        if len({tuple(each.values()) for each in totals.values()}) > 1:
+            shown = "; ".join(f"{name}: {_differing(told, totals)}" for name, told in totals.items())
+            raise OverlapError(f"{day} has other numbers in another source ({shown}); --replace takes both")
+
+
+_WORDS = {timedelta(days=1): "day", timedelta(hours=1): "hours", timedelta(minutes=1): "minutes"}
+
+
+def _differing(told: dict[str, int], totals: dict[str, dict[str, int]]) -> str:
+    names = [name for name in KINDS if len({each[name] for each in totals.values()}) > 1]
+    return ", ".join(f"{name} {told[name]}" for name in names)
+
+
+def whole_covers(spans: Iterable["BucketSpan"]) -> dict[tuple[str, timedelta], list["BucketSpan"]]:
+    """Return the buckets of one day by where they are from and how long they are, where they make up all of it."""
+    found: dict[tuple[str, timedelta], list[BucketSpan]] = {}
+    for each in spans:
+        width = datetime.fromisoformat(each.until) - datetime.fromisoformat(each.since)
+        found.setdefault((each.origin, width), []).append(each)
+    return {key: each for key, each in found.items() if len(each) * key[1] == timedelta(days=1)}
 
 
 def store_keys(editor: "Editor", answer: Answer, keys: Iterable[KeyLine]) -> Stored:
@@ -253,14 +302,24 @@ class Adjustment(NamedTuple):
     """In the order of `KINDS`."""
 
 
-def adjust(editor: "Editor", adjustments: Sequence[Adjustment], note: str, reopen: bool = False) -> None:
+def last_adjustment(reader: Reader) -> int:
+    """Return the number of the last adjustment."""
+    if not reader.has_table("bill_adjustments"):
+        return 0
+    return int(reader.connection.execute("SELECT coalesce(max(number), 0) FROM bill_adjustments").fetchone()[0])
+
+
+def adjust(editor: "Editor", adjustments: Sequence[Adjustment], after: int, note: str, reopen: bool = False) -> None:
     """Store adjustments in one transaction, each with its entry in the trail. They are no requests, and never rows.
 
-    One of a closed period is a `LedgerError`, but with `reopen`.
+    They were worked out when `after` was the last one; others since then are a `LedgerError`, and so is one of a closed
+    period, but with `reopen`.
     """
     from usage_ledger.ledger import closing, revisions
 
     with editor.transaction():
+        if last_adjustment(editor) != after:
+            raise LedgerError("somebody else has adjusted to the bill meanwhile, so nothing is adjusted; run it again")
         until = None if reopen else closing.closed_until(editor)
         for each in adjustments:
             if until is not None and each.day < until[:10]:
@@ -287,12 +346,13 @@ def adjustments(reader: Reader, since: str, until: str) -> list[Adjustment]:
     return [Adjustment(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in found]
 
 
-def _known(editor: "Editor", answer: Answer, bucket: Bucket) -> tuple[int, list[Any]] | None:
+def _known(editor: "Editor", answer: Answer, bucket: Bucket) -> tuple[int, list[Any], str] | None:
+    """Return what is known of a bucket: its number, its lines, and as of when."""
     found = editor.connection.execute(
-        "SELECT number FROM bill_buckets WHERE kind = ? AND origin = ? AND since = ? AND until = ?",
+        "SELECT number, loaded_at FROM bill_buckets WHERE kind = ? AND origin = ? AND since = ? AND until = ?",
         (answer.kind, answer.origin, bucket.since, bucket.until),
     ).fetchone()
-    return None if found is None else (found[0], lines_of(editor, answer.kind, found[0]))
+    return None if found is None else (found[0], lines_of(editor, answer.kind, found[0]), found[1])
 
 
 def _store_answer(editor: "Editor", answer: Answer) -> int:
@@ -300,7 +360,7 @@ def _store_answer(editor: "Editor", answer: Answer) -> int:
     number = editor.connection.execute(
         "INSERT INTO bill_answers (loaded_at, loaded_by, kind, origin, source, digest, body) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (_now(), who(), answer.kind, answer.origin, answer.source, digest, answer.body),
+        (answer.as_of, who(), answer.kind, answer.origin, answer.source, digest, answer.body),
     ).lastrowid
     assert number is not None
     return number
@@ -310,7 +370,7 @@ def _store_bucket(editor: "Editor", answer: Answer, bucket: Bucket, answer_numbe
     table, line = _TABLES[answer.kind]
     number = editor.connection.execute(
         "INSERT INTO bill_buckets (kind, origin, since, until, loaded_at, answer) VALUES (?, ?, ?, ?, ?, ?)",
-        (answer.kind, answer.origin, bucket.since, bucket.until, _now(), answer_number),
+        (answer.kind, answer.origin, bucket.since, bucket.until, answer.as_of, answer_number),
     ).lastrowid
     places = ", ".join("?" for _ in range(len(line._fields) + 1))
     editor.connection.executemany(

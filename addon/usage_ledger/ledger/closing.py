@@ -113,6 +113,14 @@ def closed_until(reader: Reader) -> str | None:
     return closed[-1].until if closed else None
 
 
+def archived_before(reader: Reader) -> str | None:
+    """Return before when rows were archived from a ledger; None where none were."""
+    if not reader.has_table("usage_archives"):
+        return None
+    found = reader.connection.execute("SELECT max(before) FROM usage_archives").fetchone()[0]
+    return None if found is None else str(found)
+
+
 def refuse_closed(reader: Reader, record_ids: Sequence[str]) -> None:
     """Raise `LedgerError` where one of these rows is of a closed period."""
     until = closed_until(reader)

@@ -24,6 +24,9 @@ MISPRICED = (
 CHARGED = f"credential_kind IS NOT 'oauth' AND {FINAL} AND money(CAST(total_cost AS BLOB)) IS NOT NULL"
 """SQL: rows that cost something on the bill (`money` is the reader's function)."""
 
+NOT_OF_A_SUBSCRIPTION = "credential_kind IS NOT 'oauth'"
+"""SQL: rows that are on the API bill, or will be."""
+
 ON_THE_BILL = "(credential_kind IS NOT 'oauth' AND usage_state <> 'pending')"
 """SQL: rows that the API bill is about: not those of subscriptions, and not what is still in flight."""
 

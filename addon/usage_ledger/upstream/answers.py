@@ -5,8 +5,9 @@ tokens and is not what the API documents is a `BillError`: a bill that is read w
 Source: Anthropic's API docs, usage and cost API, and "List API keys".
 """
 
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -21,6 +22,12 @@ COUNT_LIMIT = 10**15
 class BillError(Exception):
     """A bill that cannot be fetched or read; the message is one line that says what to do."""
 
+
+WIDTHS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
+"""How long the API's buckets are."""
+
+_AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,40})?")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 type _Count = int | None
 
@@ -95,13 +102,13 @@ class _Keys(msgspec.Struct):
 def usage_page(body: bytes) -> tuple[list[Bucket], str | None]:
     """Read an answer of the usage report: its buckets, and the name of the next page if there is one."""
     page = _decoded(body, _Page[_Bucket[_Usage]])
-    return [_bucket(each, [_usage_line(result) for result in each.results]) for each in page.data], _next(page)
+    return once([_bucket(each, [_usage_line(line) for line in each.results]) for each in page.data]), _next(page)
 
 
 def cost_page(body: bytes) -> tuple[list[Bucket], str | None]:
     """Read an answer of the cost report."""
     page = _decoded(body, _Page[_Bucket[_Cost]])
-    return [_bucket(each, [_cost_line(result) for result in each.results]) for each in page.data], _next(page)
+    return once([_bucket(each, [_cost_line(line) for line in each.results]) for each in page.data]), _next(page)
 
 
 def key_page(body: bytes) -> tuple[list[KeyLine], str | None]:
@@ -121,7 +128,7 @@ def kind_of(body: bytes) -> str | None:
         if "partial_key_hint" in first:
             return "keys"
         results = [result for bucket in told["data"] for result in bucket["results"]]
-        return "usage" if not results or "uncached_input_tokens" in results[0] else "costs"
+        return None if not results else "usage" if "uncached_input_tokens" in results[0] else "costs"
     except (msgspec.DecodeError, RecursionError, TypeError, LookupError, AttributeError):
         return None
 
@@ -130,17 +137,17 @@ def moment(text: str) -> str:
     """Read a time of the API (RFC 3339) as a ledger time."""
     try:
         told = datetime.fromisoformat(text)
-    except ValueError as error:
+        if told.tzinfo is None:
+            raise BillError(f"{text!r} does not say its time zone")
+        return format_moment(told.astimezone(UTC))
+    except (ValueError, OverflowError) as error:
         raise BillError(f"{text!r} is no time") from error
-    if told.tzinfo is None:
-        raise BillError(f"{text!r} does not say its time zone")
-    return format_moment(told.astimezone(UTC))
 
 
 def _decoded[T](body: bytes, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type_)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise BillError(f"it is not what the Admin API answers: {error}") from error
 
 
@@ -152,9 +159,18 @@ def _next(page: _Page[Any]) -> str | None:
 
 def _bucket(told: _Bucket[Any], lines: list[UsageLine] | list[CostLine]) -> Bucket:
     since, until = moment(told.starting_at), moment(told.ending_at)
-    if since >= until:
-        raise BillError(f"a bucket goes from {told.starting_at} to {told.ending_at}")
+    start = datetime.fromisoformat(since)
+    width = datetime.fromisoformat(until) - start
+    if width not in WIDTHS or (start - _EPOCH) % width:
+        raise BillError(f"a bucket goes from {told.starting_at} to {told.ending_at}, which is no day, hour or minute")
     return Bucket(since, until, tuple(lines))
+
+
+def once(buckets: list[Bucket]) -> list[Bucket]:
+    """Return buckets as they are; raise `BillError` where one comes twice."""
+    if len({each.since for each in buckets}) < len(buckets):
+        raise BillError("the answer has a bucket twice")
+    return buckets
 
 
 def _usage_line(told: _Usage) -> UsageLine:
@@ -195,10 +211,7 @@ def usd(amount: str, currency: str = "USD", cents: bool = False) -> str:
     """Return an amount as exact USD; a negative one is a credit."""
     if currency.upper() != "USD":
         raise BillError(f"it is in {currency}, and the ledger is in USD")
-    try:
-        told = Decimal(amount)
-        if not told.is_finite() or abs(told) > 10**12:
-            raise InvalidOperation
-        return as_text(EXACT.divide(told, Decimal(100)) if cents else told)
-    except (InvalidOperation, ValueError) as error:
-        raise BillError(f"{amount!r} is no amount") from error
+    if not _AMOUNT.fullmatch(amount):
+        raise BillError(f"{amount[:60]!r} is no amount")
+    told = Decimal(amount)
+    return as_text(EXACT.divide(told, Decimal(100)) if cents else told)

@@ -30,13 +30,19 @@ class AdminApi:
 
     def __init__(self, base_url: str = BASE_URL, tries: int = 8) -> None:
         """Raise `BillError` where there is no key, or no address."""
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(base_url)
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_address = False
+        if not is_address:
             raise BillError(f"{base_url!r} is no address; say {BASE_URL}")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise BillError(f"an address has no password and no query; say {BASE_URL}")
         if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
             raise BillError(f"{base_url} would carry the key unencrypted; use https")
         self.base_url = base_url.rstrip("/")
-        key = os.environ.get(KEY, "").strip()
+        self._key = key = os.environ.get(KEY, "").strip()
         if not key:
             raise BillError(f"set {KEY} to an Admin API key (sk-ant-admin…; Console, settings, admin keys)")
         if not key.isascii() or not key.isprintable():
@@ -60,20 +66,28 @@ class AdminApi:
         }
         self._pool = urllib3.PoolManager(headers=headers, retries=retry, timeout=Timeout(connect=10, read=120))
 
-    def get(self, path: str, parameters: Sequence[tuple[str, str]]) -> bytes:
-        """Return the body of an answer that is JSON; raise `BillError` for everything else."""
+    def get(self, path: str, parameters: Sequence[tuple[str, str]]) -> str:
+        """Return the body of an answer that is JSON; raise `BillError` for everything else.
+
+        Should it have the key in it, that is taken out: it is to be in no ledger and in no message.
+        """
         url = f"{self.base_url}{path}?{urlencode(parameters)}"
         try:
             answer = self._pool.request("GET", url, preload_content=False)
-            body = answer.read(BODY_LIMIT + 1, decode_content=True)
+            body = answer.read(BODY_LIMIT + 1, decode_content=True).replace(self._key.encode(), b"(the key)")
             answer.release_conn()
-        except urllib3.exceptions.HTTPError as error:
+        except urllib3.exceptions.ProtocolError:
+            raise BillError(f"an answer of {self.base_url} broke off; run it again, it goes on where it was") from None
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise BillError(f"{self.base_url} cannot be reached: {_plainly(error)}") from None  # it may quote headers
         if answer.status != 200:
             raise BillError(_refusal(self.base_url, answer.status, body))
         if len(body) > BODY_LIMIT or "json" not in answer.headers.get("content-type", ""):
             raise BillError(f"{self.base_url} does not answer as an Admin API does; is --base-url right?")
-        return body
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise BillError(f"{self.base_url} answers with what is not UTF-8 text") from error
 
 
 def _plainly(error: BaseException) -> str:

@@ -38,7 +38,10 @@ _NEEDED = {
 
 def kind_of(text: str) -> str | None:
     """Tell what a CSV file is by its header: `usage`, `costs`, or None for something else."""
-    names = set(next(iter(csv.reader([text.partition("\n")[0]])), []))
+    try:
+        names = set(next(csv.reader(io.StringIO(text, newline="")), []))
+    except csv.Error:
+        return None
     return next((kind for kind, needed in _NEEDED.items() if needed <= names), None)
 
 
@@ -86,9 +89,12 @@ def _rows(text: str, known: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _day(text: str) -> date:
     try:
-        return date.fromisoformat(text.strip()[:10])
+        day = date.fromisoformat(text.strip())
+        if not 2020 <= day.year <= 2999:
+            raise ValueError
     except ValueError as error:
-        raise BillError(f"{text!r} is no day") from error
+        raise BillError(f"{text[:40]!r} is no day") from error
+    return day
 
 
 def _start(day: date) -> str:

@@ -8,18 +8,30 @@ the difference. Where several could, nothing is forced.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
-from usage_ledger.ledger.bill import KINDS, BucketSpan, UsageLine, adjustments, api_keys, bucket_spans, lines_of
-from usage_ledger.ledger.corrections import is_corrected
+from usage_ledger.ledger.bill import (
+    KINDS,
+    BucketSpan,
+    KeyLine,
+    UsageLine,
+    adjustments,
+    api_keys,
+    bucket_spans,
+    lines_of,
+    whole_covers,
+)
+from usage_ledger.ledger.bill import is_final as was_loaded_late
+from usage_ledger.ledger.closing import archived_before
+from usage_ledger.ledger.corrections import is_corrected, is_final
 from usage_ledger.ledger.entries import entries
-from usage_ledger.ledger.filters import ON_THE_BILL, Filters, format_moment
+from usage_ledger.ledger.filters import NOT_OF_A_SUBSCRIPTION, Filters, format_moment
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.record import Entry, IterationRow, Record
-from usage_ledger.upstream.loading import is_final
+from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.models import plain_name
 from usage_ledger.upstream.reconcile import whole_days
 
@@ -84,42 +96,61 @@ def explain(
 ) -> tuple[list[Explained], list[Open]]:
     """Return the flagged rows that alone explain a difference of a span of days, and the differences that stay open."""
     first, last = whole_days(since, until)
+    _refuse_archived(reader, first)
     spans = _finest(reader, first, last, takes_open)
     if not spans:
         return [], []
+    keys = api_keys(reader)
+    if not keys:
+        raise BillError("without the list of API keys nobody knows which row is whose: usage-ledger fetch keys")
     times = _Times(spans, margin)
-    keys = {key.hint: key.id for key in api_keys(reader)}
-    has_keys = bool(keys) and all(span.origin == "api" for span in spans)
-    shown_alike = _shown_alike(reader)
     series: dict[tuple[str, str], _Series] = {}
 
-    def one(model: str | None, key: str | None) -> _Series:
-        return series.setdefault((plain_name(model or "(none)"), key or "(none)" if has_keys else _ANY), _Series())
+    def one(model: str | None, key: str) -> _Series:
+        return series.setdefault((plain_name(model or "(none)"), key), _Series())
 
+    names = _names_of(keys)
     for number, span in enumerate(spans):
         for line in lines_of(reader, "usage", span.number):
             if line.service_tier != "batch":
-                _add(one(line.model, line.api_key).theirs, number, _kinds_of(line))
-    placing = _Placing(one, {model for model, _ in series})
+                ids = names.get(line.api_key or "", [])
+                _add(one(line.model, ids[0] if len(ids) == 1 else line.api_key or "").theirs, number, _kinds_of(line))
+    placing = _Placing(one, {model for model, _ in series}, names)
     for entry in _rows(reader, first, last):
         place = times.of(entry.record)
-        hint = entry.record.api_key_hint
-        key = keys.get(hint) if has_keys and hint is not None and hint not in shown_alike else None
         if place is not None and entry.record.service_tier != "batch":
-            placing.place(entry, place, key if has_keys else _ANY)
-    for (_, of_key), each in series.items():
+            placing.place(entry, place)
+    for (_, key), each in series.items():
         for blocked, start, end, why in placing.blockers:
-            if blocked in (of_key, _ANY) or of_key == _ANY:
+            if blocked in (key, _ANY):
                 each.blocked += [(number, why) for number in range(start, end + 1)]
-    _add_adjustments(reader, first, last, has_keys, series, times)
+    _add_adjustments(reader, first, last, series, times)
     return _verdicts(series, spans)
+
+
+def _refuse_archived(reader: Reader, first: date) -> None:
+    """Raise `BillError` where rows of a span, or near it, were archived: they are missing for another reason."""
+    until = archived_before(reader)
+    start = format_moment(datetime(first.year, first.month, first.day) - LONGEST)  # noqa: DTZ001 - a day of UTC
+    if until is not None and start < until:
+        day = (datetime.fromisoformat(until) + LONGEST + timedelta(days=1)).date()
+        raise BillError(f"rows before {until[:10]} are archived, so nothing near it is explained: --since {day}")
+
+
+def _names_of(keys: Iterable[KeyLine]) -> dict[str, list[str]]:
+    """Return which keys are called so: by their ids, by what the Console shows of them, or by their names."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        for said in {key.id, key.hint, key.name} - {None}:
+            found.setdefault(str(said), []).append(key.id)
+    return found
 
 
 def _rows(reader: Reader, first: date, last: date) -> Iterator[Entry]:
     """Return the rows that may belong to a span."""
     start, end = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in (first, last))
     near = Filters(since=format_moment(start - LONGEST), until=format_moment(end + LONGEST))
-    for page in entries(reader, near, ON_THE_BILL):
+    for page in entries(reader, near, NOT_OF_A_SUBSCRIPTION):
         yield from page
 
 
@@ -129,17 +160,15 @@ def _finest(reader: Reader, first: date, last: date, takes_open: bool) -> list[B
         format_moment(datetime(day.year, day.month, day.day))  # noqa: DTZ001 - days of UTC
         for day in (first, last)
     )
-    days: dict[str, dict[tuple[int, int], list[BucketSpan]]] = {}
+    days: dict[str, list[BucketSpan]] = {}
     for each in bucket_spans(reader, "usage", start, end):
-        if takes_open or is_final(each.until, each.loaded_at):
-            width = _moment(each.until) - _moment(each.since)
-            rank = (0 if each.origin == "api" else 1, int(width.total_seconds()))
-            days.setdefault(each.since[:10], {}).setdefault(rank, []).append(each)
+        if takes_open or was_loaded_late(each.until, each.loaded_at):
+            days.setdefault(each.since[:10], []).append(each)
     found: list[BucketSpan] = []
     for day in sorted(days):
-        whole = [rank for rank, spans in days[day].items() if rank[1] * len(spans) == 86_400]
-        if whole:
-            found += sorted(days[day][min(whole)], key=lambda span: span.since)
+        covers = whole_covers(days[day])
+        if covers:
+            found += covers[min(covers)]  # `api` comes before `csv`, and what is short before what is long
     return found
 
 
@@ -158,7 +187,10 @@ class _Times:
         """
         try:
             begin = _moment(record.occurred_at) - self._margin
-            end = _moment(record.completed_at or record.occurred_at) + self._margin
+            # A request that is in flight, or whose end nobody saw, may go on for as long as any.
+            is_over = record.completed_at is not None and record.usage_state != "pending"
+            end = _moment(record.completed_at or "") if is_over else _moment(record.occurred_at) + LONGEST
+            end += self._margin
         except (ValueError, OverflowError):  # another program wrote it
             return None
         return self.touched(begin, max(begin, end))
@@ -175,43 +207,55 @@ class _Times:
 class _Placing:
     """Puts rows into their series, and knows of those that cannot be placed: they keep others from being explained."""
 
-    def __init__(self, one: Callable[[str | None, str | None], _Series], models: set[str]) -> None:
+    def __init__(self, one: Callable[[str, str], _Series], models: set[str], names: Mapping[str, list[str]]) -> None:
         self._one = one
         self._models = models
+        self._names = names
         self.blockers: list[tuple[str, int, int, str]] = []
 
-    def place(self, entry: Entry, place: tuple[int, int, bool], key: str | None) -> None:
-        """`key` is None where nobody can say which it is."""
+    def place(self, entry: Entry, place: tuple[int, int, bool]) -> None:
         record = entry.record
         first, last, is_outside = place
-        is_flagged = bool(record.requires_manual_review)
-        is_clear = record.usage_state in ("missing", "partial") and not entry.iterations
-        is_clear = is_clear and plain_name(record.model) in self._models
-        if is_flagged and (key is None or not is_clear):
-            why = f"row {record.id} is flagged too, and may be of this model or key"
+        hint = record.api_key_hint
+        ids = self._names.get(hint or "", [])
+        is_certain = is_final(record) and not (record.requires_manual_review and not is_corrected(record))
+        is_certain = is_certain or record.usage_state == "none"
+        if hint is not None and not ids and is_certain:
+            return  # of another organization
+        key = ids[0] if len(ids) == 1 else None
+        may_be_filled_in = bool(record.requires_manual_review) and record.usage_state in ("missing", "partial")
+        may_be_filled_in = may_be_filled_in and not entry.iterations and plain_name(record.model) in self._models
+        if key is None or not (is_certain or may_be_filled_in):
+            why = f"row {record.id} may be of this model or key, and nobody knows what it used"
             self.blockers.append((key or _ANY, first, last, why))
         if key is None:
-            return  # of another organization, as far as anybody can tell: it is in no bucket of this bill
-        for model, counts in _parts(entry):
+            return
+        for model, counts, unknown in _parts(entry):
             series = self._one(model, key)
-            _add(series.ours, first, _kinds_of(counts))
-            series.unknown[first] = series.unknown.get(first, 0) + _unknown(counts)
+            _add(series.ours, first, counts)
+            series.unknown[first] = series.unknown.get(first, 0) + unknown
             series.ties.append((first, last))
             if is_outside:
                 series.blocked.append((first, f"row {record.id} may be of a time without a bill"))
-        if is_flagged and is_clear:
+        if may_be_filled_in:
             self._one(record.model, key).candidates.append((first, entry))
 
 
-def _parts(entry: Entry) -> list[tuple[str, Record | IterationRow]]:
-    """Return what a row counts for which model: its billed iterations, where they are what it counts."""
+def _parts(entry: Entry) -> list[tuple[str, dict[str, int], int]]:
+    """Return what a row counts for which model, and how much of it are cache writes of unknown duration.
+
+    Its billed iterations, where they are what it counts; what only rows count (web searches) stays with its own model.
+    """
     record = entry.record
     billed = [each for each in entry.iterations if each.billed]
     names = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     is_split = all(sum(getattr(each, name) for each in billed) == getattr(record, name) for name in names)
-    if billed and is_split and not is_corrected(record):
-        return [(each.model or record.model, each) for each in billed]
-    return [(record.model, record)]
+    if not billed or not is_split or is_corrected(record):
+        return [(record.model, _kinds_of(record), _unknown(record))]
+    searches = {**dict.fromkeys(KINDS, 0), "web_search_requests": record.web_search_requests}
+    return [(each.model or record.model, _kinds_of(each), _unknown(each)) for each in billed] + [
+        (record.model, searches, 0)
+    ]
 
 
 def _kinds_of(told: UsageLine | Record | IterationRow) -> dict[str, int]:
@@ -233,24 +277,27 @@ def _add(counts: dict[int, dict[str, int]], number: int, told: dict[str, int]) -
         into[name] += count
 
 
-def _shown_alike(reader: Reader) -> set[str | None]:
-    """Return the hints that several keys have."""
-    hints = [key.hint for key in api_keys(reader)]
-    return {hint for hint in hints if hints.count(hint) > 1}
-
-
 def _add_adjustments(
-    reader: Reader, first: date, last: date, has_keys: bool, series: dict[tuple[str, str], _Series], times: _Times
+    reader: Reader, first: date, last: date, series: dict[tuple[str, str], _Series], times: _Times
 ) -> None:
-    """What was adjusted is explained. It is of a whole day, so it ties the day's buckets together."""
+    """What was adjusted is explained. It is of a whole day, so it ties the day's buckets together.
+
+    One that was made without knowing the key may be of any: it keeps the day's rows of its model open.
+    """
     for made in adjustments(reader, first.isoformat(), last.isoformat()):
         start = datetime.fromisoformat(f"{made.day}T00:00:00+00:00")
         place = times.touched(start, start + timedelta(days=1) - timedelta(milliseconds=1))
-        if place is not None:
-            name = (made.model, (made.api_key or "(none)") if has_keys else _ANY)
-            one = series.setdefault(name, _Series())
+        if place is None:
+            continue
+        if made.api_key:
+            one = series.setdefault((made.model, made.api_key), _Series())
             one.ties.append(place[:2])
             _add(one.ours, place[0], dict(zip(KINDS, made.counts, strict=True)))
+        else:
+            for (model, _), each in series.items():
+                if model == made.model:
+                    why = "the day was adjusted before the API keys were known"
+                    each.blocked += [(number, why) for number in range(place[0], place[1] + 1)]
 
 
 def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -> tuple[list[Explained], list[Open]]:
@@ -274,7 +321,7 @@ def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -
                 why = f"{len(region.candidates)} flagged rows could be it"
             if why:
                 records = [entry.record for entry in region.candidates]
-                open_.append(Open(since, until, model, "" if key == _ANY else key, settled, records, why))
+                open_.append(Open(since, until, model, key, settled, records, why))
             else:
                 (entry,) = region.candidates
                 is_its_own = _unknown(entry.record) >= moved

@@ -10,15 +10,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from usage_ledger.ledger.bill import Answer, Stored, bucket_spans, store_buckets, store_keys
+from usage_ledger.ledger.bill import Answer, Stored, bucket_spans, is_final, store_buckets, store_keys
 from usage_ledger.ledger.editing import Editor
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.upstream import answers, console
 from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.api import AdminApi
-
-LATE = timedelta(minutes=10)
-"""A bucket is final once it was loaded so long after its end. The API docs say that usage shows within 5 minutes."""
 
 FILE_LIMIT = 512 * 1024 * 1024
 
@@ -41,11 +38,6 @@ GROUP_BY = ("api_key_id", "workspace_id", "model", "service_tier", "inference_ge
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def is_final(until: str, loaded_at: str) -> bool:
-    """Whether a bucket was loaded late enough to be all that is billed in it."""
-    return datetime.fromisoformat(loaded_at) >= datetime.fromisoformat(until) + LATE
-
-
 def fetch_usage(
     editor: Editor, api: AdminApi, since: str, until: str, width: str, progress: Callable[[int], object]
 ) -> Stored:
@@ -62,15 +54,19 @@ def fetch_costs(editor: Editor, api: AdminApi, since: str, until: str, progress:
 
 def fetch_keys(editor: Editor, api: AdminApi) -> Stored:
     """Fetch the list of API keys, by which a row's hint finds the key that the bill names."""
-    path, after = "/v1/organizations/api_keys", None
+    path = "/v1/organizations/api_keys"
+    after: str | None = None
+    seen: set[str] = set()
     stored = Stored(0, 0, 0)
     while True:
         body = api.get(path, [("limit", "100"), *([("after_id", after)] if after else [])])
-        keys, after = answers.key_page(body)
-        answer = Answer("keys", "api", f"{api.base_url}{path}", body.decode())
-        stored = _plus(stored, store_keys(editor, answer, keys))
+        keys, after = answers.key_page(body.encode())
+        stored = _plus(stored, store_keys(editor, Answer("keys", "api", f"{api.base_url}{path}", body, _now()), keys))
         if after is None:
             return stored
+        if after in seen or not keys:
+            raise BillError(f"{api.base_url} goes on for ever: a page brings nothing new, and there is a next one")
+        seen.add(after)
 
 
 def spans(since: str, until: str, width: str) -> int:
@@ -98,6 +94,7 @@ def _fetch(
     stored = Stored(0, 0, len(known))
     for start, end in _gaps(first, last, WIDTHS[width].span, known):
         page: str | None = None
+        seen: set[str] = set()
         while True:
             asked = [
                 ("starting_at", _rfc3339(start)),
@@ -107,13 +104,16 @@ def _fetch(
                 *([("page", page)] if page else []),
             ]
             body = api.get(path, asked)
-            buckets, page = read(body)
+            buckets, page = read(body.encode())
             for bucket in buckets:
-                if not format_moment(start) <= bucket.since < bucket.until <= format_moment(end):
+                wide = datetime.fromisoformat(bucket.until) - datetime.fromisoformat(bucket.since)
+                is_in = format_moment(start) <= bucket.since < bucket.until <= format_moment(end)
+                if not is_in or wide != WIDTHS[width].span or bucket.since in seen:
                     raise BillError(
                         f"{api.base_url} answers with a bucket from {bucket.since}, which was not asked for"
                     )
-            answer = Answer(kind, "api", f"{api.base_url}{path}", body.decode())
+                seen.add(bucket.since)
+            answer = Answer(kind, "api", f"{api.base_url}{path}", body, _now())
             stored = _plus(stored, store_buckets(editor, answer, buckets, replace=True))
             progress(len(buckets))
             if page is None:
@@ -177,7 +177,8 @@ def load_file(editor: Editor, path: Path, replace: bool = False) -> tuple[str, S
     It is a CSV export of the Console or a saved answer of the Admin API, which its content tells.
     """
     try:
-        if path.stat().st_size > FILE_LIMIT:
+        status = path.stat()
+        if status.st_size > FILE_LIMIT:
             raise BillError(f"{path} is larger than any bill")
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -185,24 +186,32 @@ def load_file(editor: Editor, path: Path, replace: bool = False) -> tuple[str, S
     except OSError as error:
         raise BillError(f"cannot read {path}: {error.strerror}") from error
     try:
-        return _store_file(editor, path.name, text, replace)
+        # What a file says is as of when it was written, at the latest.
+        as_of = min(_now(), format_moment(datetime.fromtimestamp(max(0, status.st_mtime), UTC)))
+        return _store_file(editor, path.name, text, as_of, replace)
     except BillError as error:
         raise BillError(f"{path}: {error}") from error
 
 
-def _store_file(editor: Editor, name: str, text: str, replace: bool) -> tuple[str, Stored]:
+def _store_file(editor: Editor, name: str, text: str, as_of: str, replace: bool) -> tuple[str, Stored]:
     if text.lstrip()[:1] in ("{", "["):
         body = text.encode()
         kind = answers.kind_of(body)
         if kind == "keys":
             keys, _ = answers.key_page(body)
-            return kind, store_keys(editor, Answer(kind, "api", name, text), keys)
+            return kind, store_keys(editor, Answer(kind, "api", name, text, as_of), keys)
         if kind is None:
-            raise BillError("it is JSON, but no answer of the Admin API (usage report, cost report, API keys)")
+            raise BillError(
+                "it is JSON, but no answer of the Admin API that has any results (usage report, cost report, API keys)"
+            )
         buckets, _ = (answers.usage_page if kind == "usage" else answers.cost_page)(body)
-        return kind, store_buckets(editor, Answer(kind, "api", name, text), buckets, replace)
+        return kind, store_buckets(editor, Answer(kind, "api", name, text, as_of), buckets, replace)
     kind = console.kind_of(text)
     if kind is None:
         raise BillError("it is no usage or cost export of the Console, and no answer of the Admin API")
     buckets = (console.usage_buckets if kind == "usage" else console.cost_buckets)(text)
-    return kind, store_buckets(editor, Answer(kind, "csv", name, text), buckets, replace)
+    return kind, store_buckets(editor, Answer(kind, "csv", name, text, as_of), buckets, replace)
+
+
+def _now() -> str:
+    return format_moment(datetime.now(UTC))

@@ -2,12 +2,13 @@
 
 Room: upstream. Imports the standard library only. The rule: names are compared without their date, and a display name
 as the id that it stands for. So an alias (`claude-sonnet-4-5`) is the dated id (`claude-sonnet-4-5-20250929`), and so
-is `Claude Sonnet 4.5`. Ids before Claude 4 have the version before the family (`claude-3-5-haiku-20241022`).
+is `Claude Sonnet 4.5`; `claude-sonnet-4-0` is `claude-sonnet-4-20250514`. Ids before Claude 4 have the version before
+the family (`claude-3-5-haiku-20241022`).
 """
 
 import re
 
-_DATE = re.compile(r"[-@](?:\d{8}|latest)$")
+_DATE = re.compile(r"(?:[-@](?:\d{8}|latest))+$")
 _DISPLAY = re.compile(
     r"claude (?:(?P<family>[a-z]+) (?P<version>\d+(?:\.\d+)?)|(?P<old>\d+(?:\.\d+)?) (?P<of>[a-z]+))$"
 )
@@ -22,4 +23,5 @@ def plain_name(name: str) -> str:
         version = (display["version"] or display["old"]).replace(".", "-")
         is_old = int(version.split("-")[0]) < 4
         return f"claude-{version}-{family}" if is_old else f"claude-{family}-{version}"
-    return _DATE.sub("", text.rpartition("/")[2] if text.startswith("anthropic/") else text)
+    undated = _DATE.sub("", text.removeprefix("anthropic/"))
+    return undated.removesuffix("-0") if undated.startswith("claude-") else undated

@@ -23,19 +23,21 @@ from usage_ledger.ledger.bill import (
     adjustments,
     api_keys,
     bucket_spans,
+    is_final,
     lines_of,
+    whole_covers,
 )
 from usage_ledger.ledger.filters import ON_THE_BILL, Filters, format_moment
 from usage_ledger.ledger.money import EXACT
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.summary import Sums, summarize
 from usage_ledger.upstream.answers import BillError
-from usage_ledger.upstream.loading import is_final
 from usage_ledger.upstream.models import plain_name
 
 DIMENSIONS = ("day", "model", "key", "workspace")
 
-CENT = Decimal("0.01")
+ROUNDED = {"api": Decimal("0.000001"), "csv": Decimal("0.005")}
+"""By how many USD an amount of a line may be rounded: a Console's CSV has whole cents."""
 
 
 class Verdict(enum.StrEnum):
@@ -124,12 +126,14 @@ class Result:
     money: list[Money] = field(default_factory=list)
     open_days: list[str] = field(default_factory=list)
     days_without_bill: list[str] = field(default_factory=list)
+    days_not_billed: list[str] = field(default_factory=list)
+    """Of the days without a bill, those on which we have rows."""
 
     @property
     def left(self) -> int:
-        """How many buckets and amounts are not settled."""
+        """How many buckets, amounts, and days with rows and without a bill are not settled."""
         verdicts = [each.verdict for each in self.buckets] + [each.verdict for each in self.money]
-        return sum(verdict not in SETTLED for verdict in verdicts)
+        return sum(verdict not in SETTLED for verdict in verdicts) + len(self.days_not_billed)
 
 
 class Bill(NamedTuple):
@@ -165,8 +169,11 @@ def reconcile(
             one.is_ambiguous = one.is_ambiguous or names.is_ambiguous(line.api_key)
             for name in KINDS:
                 one.theirs[name] += getattr(line, name)
+    rows_without_bill: set[str] = set()
     for sums in our_sums(reader, first, last):
         our_day, model, our_key, workspace, tier = sums.keys
+        if our_day in bill.missing and sums.requests:
+            rows_without_bill.add(str(our_day))
         if our_day in bill.days:
             one = bucket(names.ours(str(our_day), model, our_key, workspace), tier == "batch")
             one.is_ambiguous = one.is_ambiguous or names.is_ambiguous(our_key)
@@ -183,7 +190,8 @@ def reconcile(
     buckets = [one for one in buckets if one.flagged or any(one.ours.values()) or any(one.theirs.values())]
     result = Result(_start(first), _start(last), tuple(by), buckets)
     result.open_days, result.days_without_bill = bill.open_days, bill.missing
-    result.money = _money(reader, bill, first, last, tolerance)
+    result.days_not_billed = sorted(rows_without_bill)
+    result.money = _money(reader, bill, first, last, tolerance, takes_open)
     return result
 
 
@@ -221,17 +229,11 @@ def bill_of(reader: Reader, first: date, last: date, takes_open: bool) -> Bill:
 
 def _covering(spans: Iterable[BucketSpan]) -> list[BucketSpan]:
     """Return the buckets of one source that make up a whole day; none where no source has all of it."""
-    widths: dict[tuple[str, timedelta], list[BucketSpan]] = {}
-    for each in spans:
-        width = datetime.fromisoformat(each.until) - datetime.fromisoformat(each.since)
-        widths.setdefault((each.origin, width), []).append(each)
-    for origin, width in (
-        *(("api", timedelta(**span)) for span in ({"days": 1}, {"hours": 1}, {"minutes": 1})),
-        ("csv", timedelta(days=1)),
-    ):
-        found = widths.get((origin, width), [])
-        if len(found) * width == timedelta(days=1):
-            return found
+    covers = whole_covers(spans)
+    days, hours, minutes = (timedelta(**span) for span in ({"days": 1}, {"hours": 1}, {"minutes": 1}))
+    for source in (("api", days), ("api", hours), ("api", minutes), ("csv", days)):
+        if source in covers:
+            return covers[source]
     return []
 
 
@@ -269,13 +271,18 @@ class Names:
         self._keys = {key.id: key for key in keys}
         self._ids: dict[str, list[str]] = {}
         for key in keys:
-            for said in {key.id, key.hint, key.name} - {None}:
+            names = {key.name} if bill.from_names else set()  # the API says ids
+            for said in ({key.id, key.hint} | names) - {None}:
                 self._ids.setdefault(str(said), []).append(key.id)
+        shared = [ids for ids in self._ids.values() if len(set(ids)) > 1]
+        self._shared = {each for ids in shared for each in ids} | {
+            said for said, ids in self._ids.items() if ids in shared
+        }
         self._workspaces = {line.workspace for lines in bill.days.values() for line in lines} - {None}
 
     def is_ambiguous(self, key: str | None) -> bool:
-        """Whether several API keys are called so."""
-        return "key" in self._by and len(self._ids.get(key or "", [])) > 1
+        """Whether a key is one of several that are called the same."""
+        return "key" in self._by and key in self._shared
 
     def theirs(self, day: str, line: UsageLine) -> tuple[str, ...]:
         return self._chosen(day, line.model, self._key(line.api_key), line.workspace or "default")
@@ -307,7 +314,7 @@ class Names:
 # Money.
 
 
-def _money(reader: Reader, bill: Bill, first: date, last: date, tolerance: int) -> list[Money]:
+def _money(reader: Reader, bill: Bill, first: date, last: date, tolerance: int, takes_open: bool) -> list[Money]:
     """Compare what days cost, by model, where all tokens of that model agree on that day.
 
     What has a part that the other side tells elsewhere is left out: batches, adjustments, rows without a price, and web
@@ -335,29 +342,31 @@ def _money(reader: Reader, bill: Bill, first: date, last: date, tolerance: int) 
         if sums.books.unpriced or sums.books.unsettled or sums.counts["web_search_requests"]:
             not_comparable.add(key)
     found = []
-    for (day, model), (theirs, lines_) in sorted(_costs_of(reader, first, last, bill.days.keys()).items()):
+    for (day, model), (theirs, lines_) in sorted(_costs_of(reader, first, last, bill.days.keys(), takes_open).items()):
         agrees = all(abs(value) <= tolerance for value in left.get((day, model), {}).values())
         if (day, model) in ours and agrees and (day, model) not in not_comparable:
             mine = ours[day, model]
-            is_same = abs(EXACT.subtract(mine, theirs)) <= CENT * lines_ / 2
+            is_same = abs(EXACT.subtract(mine, theirs)) <= lines_
             found.append(Money(day, model, mine, theirs, Verdict.MATCHES if is_same else Verdict.PRICE))
     return found
 
 
 def _costs_of(
-    reader: Reader, first: date, last: date, days: Container[str]
-) -> dict[tuple[str, str], tuple[Decimal, int]]:
-    """Return what upstream billed in USD for tokens, by day and model, and from how many (perhaps rounded) lines."""
-    found: dict[tuple[str, str], tuple[Decimal, int]] = {}
+    reader: Reader, first: date, last: date, days: Container[str], takes_open: bool
+) -> dict[tuple[str, str], tuple[Decimal, Decimal]]:
+    """Return what upstream billed in USD for tokens, by day and model, and by how much that may be rounded."""
+    found: dict[tuple[str, str], tuple[Decimal, Decimal]] = {}
     origins: dict[str, str] = {}
     for each in bucket_spans(reader, "costs", _start(first), _start(last)):
         day = each.since[:10]
-        if day not in days or origins.setdefault(day, each.origin) != each.origin:
+        is_open = not takes_open and not is_final(each.until, each.loaded_at)
+        if day not in days or is_open or origins.setdefault(day, each.origin) != each.origin:
             continue  # `api` comes before `csv`
         for line in lines_of(reader, "costs", each.number):
             if _is_for_tokens(line):
-                amount, lines = found.get((day, plain_name(line.model)), (Decimal(0), 0))
-                found[day, plain_name(line.model)] = EXACT.add(amount, Decimal(line.amount)), lines + 1
+                amount, rounded = found.get((day, plain_name(line.model)), (Decimal(0), Decimal(0)))
+                amount = EXACT.add(amount, Decimal(line.amount))
+                found[day, plain_name(line.model)] = amount, rounded + ROUNDED[each.origin]
     return found
 
 
