@@ -112,10 +112,10 @@ def test_charges_add_up_to_what_the_rows_cost(tmp_path: Path) -> None:
         assert total(of_row) == Decimal(entry.record.total_cost or "x")
     assert {each["x_Model"] for each in found if each["x_RowId"] == "b"} == {"claude-sonnet-4-6", "claude-opus-4-7"}
     (whole,) = [each for each in found if each["x_RowId"] == "old prices"]
-    assert (whole["x_TokenKind"], whole["PricingQuantity"], whole["x_PriceSource"]) == (
+    assert (whole["x_TokenKind"], whole["PricingQuantity"], whole["PricingUnit"]) == (
         "request",
-        "6270",
-        "other prices 1",
+        "0.00627",
+        "1000000 Tokens",
     )
 
 

@@ -26,7 +26,7 @@ COLUMNS = (
     *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd"),
     *("BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargeFrequency"),
     *("ChargePeriodEnd", "ChargePeriodStart", "ConsumedQuantity", "ConsumedUnit", "ContractedCost", "EffectiveCost"),
-    *("InvoiceIssuerName", "ListCost", "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName"),
+    *("InvoiceId", "InvoiceIssuerName", "ListCost", "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName"),
     *("ServiceCategory", "ServiceName", "ServiceSubcategory", "SubAccountId", "SubAccountName", "Tags"),
     *("x_Model", "x_TokenKind", "x_RequestId", "x_RowId", "x_ApiKeyHint", "x_PriceSource"),
 )
@@ -77,7 +77,7 @@ def _fields(record: Record, charge: Charge, list_cost: Decimal) -> dict[str, Any
     end = datetime.fromisoformat(record.completed_at or record.occurred_at).replace(microsecond=0)
     month = start.replace(day=1, hour=0, minute=0, second=0)
     cost = as_text(charge.cost)
-    unit = "Requests" if charge.kind == "web_search" else "Tokens"
+    unit, priced_by = ("Requests", 1_000) if charge.kind == "web_search" else ("Tokens", 1_000_000)
     tags = {"tag": record.tag, "service_tier": record.service_tier, "session_id": record.session_id}
     return {
         "BilledCost": cost,
@@ -96,10 +96,11 @@ def _fields(record: Record, charge: Charge, list_cost: Decimal) -> dict[str, Any
         "ConsumedUnit": unit,
         "ContractedCost": cost,
         "EffectiveCost": cost,
+        "InvoiceId": None,  # a row does not know on which one it is
         "InvoiceIssuerName": "Anthropic",
         "ListCost": as_text(list_cost),
-        "PricingQuantity": charge.quantity,
-        "PricingUnit": unit,
+        "PricingQuantity": as_text(Decimal(charge.quantity) / priced_by),
+        "PricingUnit": f"{priced_by} {unit}",
         "ProviderName": "Anthropic",
         "PublisherName": "Anthropic",
         "ServiceCategory": "AI and Machine Learning",
