@@ -54,3 +54,22 @@ def test_a_bad_option_is_named(tmp_path: Path, option: str, says: str) -> None:
     assert done.returncode != 0
     assert says in done.stdout + done.stderr
     assert not (tmp_path / "usage.db").exists()
+
+
+def test_alerts_to_an_address_need_their_extra(tmp_path: Path) -> None:
+    (tmp_path / "apprise.py").write_text("raise ImportError('not installed')")
+    done = subprocess.run(
+        [
+            mitmdump(),
+            *("-s", str(ADDON), "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0"),
+            *("--set", "usage_alert_rate=0.1", "--set", "usage_alert_url=json://127.0.0.1/TOKEN"),
+        ],
+        env={**os.environ, "USAGE_LEDGER_DB": str(tmp_path / "usage.db"), "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "usage_alert_url: it needs Apprise: pip install 'claude-usage-ledger[alerts]'" in done.stdout + done.stderr
+    assert "TOKEN" not in done.stdout + done.stderr
