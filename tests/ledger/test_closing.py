@@ -248,3 +248,15 @@ def test_what_comes_late_while_a_period_is_closed_again_in_vain_is_still_known(
     assert (again["requests"], again["late"]) == (5, 2)
     assert late(ledger) == []
     assert findings(ledger) == []
+
+
+def test_a_late_row_is_written_as_often_as_its_proxy_knows_more(ledger: Path) -> None:
+    """In flight, then a lower bound, then complete: each an upsert."""
+    close(ledger, NOVEMBER)
+    write(ledger, record("late", usage_state="pending", input_tokens=0, total_tokens=0))
+    write(ledger, record("late", usage_state="partial", input_tokens=5, total_tokens=5))
+    write(ledger, record("late"), record("c"), record("c", input_tokens=2_000))
+    write(ledger, record("late"))
+    assert sorted(late(ledger)) == [("c", "changed"), ("late", "came")]
+    with open_for_reading(ledger) as reader:
+        assert reader.having("id", ["late"], ["usage_state", "input_tokens"]) == [("complete", 1_000)]

@@ -174,12 +174,13 @@ def test_cache_writes_of_unknown_duration_get_theirs(books: Books) -> None:
     assert books.filled() == {"f": (100, 20, 0, 7, 50)}
 
 
-def test_cache_writes_of_unknown_duration_of_another_row_stay_with_it(books: Books) -> None:
+def test_cache_writes_of_unknown_duration_of_another_row_are_not_guessed(books: Books) -> None:
     other = Request("a", at(8), counts=(100, 20, 0, 7, 50))
-    one = Request("f", at(9), state="missing", counts=(100, 20, 0, 5, 50))
+    one = Request("f", at(9), state="missing", counts=(100, 20, 5, 0, 50))
     books.write(other.entry(cache_creation_1h_input_tokens=0), one.entry())
     books.bill([other.served(), one.served()])
-    assert books.filled() == {"f": (100, 20, 0, 5, 50)}
+    assert books.filled() == {}
+    assert books.why() == ["cache writes of other rows are of unknown duration"]
 
 
 def test_of_two_flagged_rows_none_is_filled_in(books: Books) -> None:
@@ -349,7 +350,7 @@ def test_what_was_adjusted_without_knowing_the_key_keeps_its_day_open(books: Boo
     with open_for_editing(books.path) as editor:
         adjust(editor, [made], 0, "early")
     assert books.filled() == {}
-    assert books.why() == ["the day was adjusted before the API keys were known"]
+    assert books.why() == ["the day was adjusted"]
 
 
 def test_what_was_adjusted_is_explained(books: Books) -> None:
@@ -362,6 +363,50 @@ def test_what_was_adjusted_is_explained(books: Books) -> None:
         with pytest.raises(LedgerError, match="somebody else has adjusted"):
             adjust(editor, [made], 0, "again")
     assert (books.filled(), books.why()) == ({}, [])
+
+
+def test_an_adjustment_for_another_reason_is_not_poured_into_a_row(books: Books) -> None:
+    """Adjusted when only the first day's bill was there; the stream across midnight is on the second day's."""
+    across = Request("c", DAY - timedelta(minutes=2), seconds=600, counts=(1_000, 200, 30, 40, 500))
+    one = Request("f", at(9), state="missing")
+    books.serve(across, one)
+    books.bill([across.served(), one.served()], by="end")
+    day = f"{DAY - timedelta(days=1):%Y-%m-%d}"
+    made = Adjustment(day, "claude-sonnet-4-5", "apikey_1", "", (-1_000, -200, -30, -40, -500, 0))
+    with open_for_editing(books.path) as editor:
+        adjust(editor, [made], 0, "early")
+    assert books.filled() == {}
+
+
+def test_a_complete_row_of_a_model_that_is_not_billed_keeps_others_open(books: Books) -> None:
+    one, other = Request("f", at(9), state="missing", counts=(0, 0, 0, 0, 0)), Request("a", at(9))
+    books.write(one.entry(), other.entry(model="my-alias"))
+    books.bill([one.served(), other.served()])
+    assert books.filled() == {}
+
+
+def test_a_corrected_row_with_iterations_of_other_models_keeps_others_open(books: Books) -> None:
+    one = Request("f", at(9), state="missing", model="claude-haiku-4-5", counts=(0, 0, 0, 0, 0))
+    both = Request("a", at(9), counts=(100, 20, 0, 0, 0))
+    entry = both.entry(input_tokens=150, metadata='{"_manually_updated":true}')
+    entry.iterations = [
+        IterationRow("a", 0, "message", None, 1, input_tokens=100, output_tokens=19),
+        IterationRow("a", 1, "advisor_message", "claude-haiku-4-5", 1, input_tokens=50),
+    ]
+    books.write(entry, one.entry())
+    served = both.served()
+    served.billed.append(Part(MODELS["claude-haiku-4-5"], {"uncached_input_tokens": 50}))
+    books.bill([served, one.served()])
+    assert books.filled() == {}
+
+
+def test_a_refused_request_without_a_key_does_not_matter(books: Books) -> None:
+    one = Request("f", at(9), state="missing")
+    nothing = dict.fromkeys((*NAMES.values(), "cache_creation_input_tokens"), 0)
+    refused = Request("r", at(9)).entry(usage_state="none", http_status=401, api_key_hint=None, **nothing)
+    books.write(one.entry(), refused)
+    books.bill([one.served()])
+    assert books.filled() == {"f": (100, 20, 3, 4, 50)}
 
 
 def test_a_flagged_row_with_iterations_is_not_filled_in(books: Books) -> None:

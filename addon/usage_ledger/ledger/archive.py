@@ -71,8 +71,9 @@ def archive(editor: Editor, before: str, path: Path, note: str, progress: Callab
                     _forget(editor, job.number)
                 raise
         with _attached(editor, path):
-            _remove(editor, job, progress)
-            _seal(editor, job, path, note)
+            if not _is_sealed(path):  # once it is, nothing touches the copy any more
+                _remove(editor, job, progress)
+                _seal(editor, job, path, note)
         totals = _finish(editor, job, path, note)
     editor.check_current()
     stay = [
@@ -186,13 +187,13 @@ def _check(path: Path) -> None:
 # The removal.
 
 
-def _refuse_others(editor: Editor, path: Path) -> None:
+def _refuse_others(editor: Editor, own: int | None) -> None:
     """Raise `LedgerError` where another archive is not finished; forget those that have removed nothing."""
     for number, other, before, owner in _unfinished(editor):
         if presence.is_alive(editor.path, owner):
             raise LedgerError(f"an archive into {other} is under way; wait for its end")
         has_removed = editor.connection.execute("SELECT 1 FROM usage_archived WHERE archive = ? LIMIT 1", (number,))
-        if Path(other) == path and path.exists():
+        if number == own:
             continue
         if has_removed.fetchone():
             raise LedgerError(_interrupted(other, before))
@@ -217,7 +218,7 @@ def _begin(editor: Editor, before: str, path: Path, owner: str) -> _Job:
     """Say in the ledger that rows go into a copy from now on."""
     token = secrets.token_hex(16)
     with editor.transaction():
-        _refuse_others(editor, path)
+        _refuse_others(editor, None)
         # Whoever is closing a period meanwhile finds that out, and begins anew.
         editor.connection.execute("DELETE FROM usage_closings WHERE position IS NULL")
         number = editor.connection.execute(
@@ -243,7 +244,7 @@ def _go_on(editor: Editor, before: str, path: Path, owner: str) -> _Job:
             raise FileExistsError(f"{path} is there already; name another file")
         if found[3] is not None:
             raise FileExistsError(f"{path} is there already, and complete; name another file for what came since")
-        _refuse_others(editor, path)
+        _refuse_others(editor, found[0])
         editor.connection.execute(
             "UPDATE usage_archives SET owner = ?, path = ? WHERE number = ?", (owner, str(path), found[0])
         )
@@ -273,6 +274,8 @@ def _remove(editor: Editor, job: _Job, progress: Callable[[int], object]) -> Non
             return
         last = page[-1][-2:]
         with editor.transaction():
+            if job.number not in {number for number, *_ in _unfinished(editor)}:
+                raise LedgerError("another run has taken this archive over")
             _remove_page(editor.connection, job.number, json.dumps([row[0] for row in page]))
         progress(len(page))
 
@@ -311,19 +314,26 @@ def _remove_page(connection: sqlite3.Connection, number: int, ids: str) -> None:
     )
     connection.execute(f"DELETE FROM main.usage_iterations WHERE record_id IN {_OF_PAGE}", (same,))
     connection.execute(f"DELETE FROM main.usage_records WHERE id IN {_OF_PAGE}", (same,))
-    here = f"SELECT id FROM main.usage_records WHERE id IN {_OF_PAGE}"
-    connection.execute(f"DELETE FROM archive.usage_iterations WHERE record_id IN ({here})", (ids,))
-    connection.execute(f"DELETE FROM archive.usage_records WHERE id IN ({here})", (ids,))
+    # What is here and differs leaves the copy; but a row that was moved and has come back since stays in it.
+    differs = (
+        f"SELECT id FROM main.usage_records WHERE id IN {_OF_PAGE} "
+        "AND id NOT IN (SELECT record_id FROM main.usage_archived WHERE archive = ?2)"
+    )
+    connection.execute(f"DELETE FROM archive.usage_iterations WHERE record_id IN ({differs})", (ids, number))
+    connection.execute(f"DELETE FROM archive.usage_records WHERE id IN ({differs})", (ids, number))
 
 
 # The end.
 
 
+def _is_sealed(path: Path) -> bool:
+    with open_for_reading(path) as copy:
+        return bool(_seal_of(copy))
+
+
 def _seal(editor: Editor, job: _Job, path: Path, note: str) -> None:
     """Give the copy the trail of its rows, the closings that they are of, and an entry at its end that seals it."""
     with open_for_reading(path) as copy:
-        if _entry(copy, "ORDER BY position DESC LIMIT 1").get("sealed"):
-            return
         parts = [(period, totals_of(copy, period.since, period.until)) for period in periods_before(editor, job.before)]
         totals = totals_of(copy, "", job.before)
     names = ", ".join(revisions.COLUMNS[1:-1])
@@ -408,32 +418,46 @@ def broken(reader: Reader) -> Iterator[str]:
 
 def _breaks_of_seal(reader: Reader) -> Iterator[str]:
     """Name what of an archive is not what its seal says; what was revised or moved on since is not compared."""
-    sealed = reader.connection.execute(
-        "SELECT position, after FROM usage_revisions WHERE source = 'archive' ORDER BY position LIMIT 1 OFFSET 1"
-    ).fetchone()
-    seal = revisions.decoded(sealed[1]) if sealed is not None else {}
-    if not seal.get("sealed"):
+    if not _entry(reader, "ORDER BY position LIMIT 1").get("token"):
+        return  # it is no archive
+    sealed = _seal_of(reader)
+    if sealed is None:
+        yield "archive: it has no seal: it was not finished, or somebody has taken it away"
         return
+    position, seal = sealed
     since = "SELECT source FROM usage_revisions WHERE position > ? AND source <> 'close'"
-    if reader.connection.execute(since, (sealed[0],)).fetchone() is None:
-        yield from _breaks(reader, seal, "the seal of this archive")
+    if reader.connection.execute(since, (position,)).fetchone() is None:
+        for name, value in totals_of(reader, "", str(seal.get("archived_before"))).items():
+            if seal.get(name) != value:
+                yield f"the seal of this archive says {name} {seal.get(name)}, and it has {value}"
 
 
-def _breaks(reader: Reader, told: dict[str, Any], whose: str) -> Iterator[str]:
-    for name, value in totals_of(reader, "", str(told.get("archived_before"))).items():
-        if told.get(name) != value:
-            yield f"{whose} says {name} {told.get(name)}, and it has {value}"
+def _seal_of(reader: Reader) -> tuple[int, dict[str, Any]] | None:
+    """Return the entry that seals an archive."""
+    return next(((position, after) for position, after in _entries(reader) if after.get("sealed")), None)
 
 
 def differ(reader: Reader, copy: Reader, name: Path) -> Iterator[str]:
-    """Name what of an archive is not what the ledger that it came from says of it; nothing for any other ledger."""
-    if not (reader.has_table("usage_revisions") and copy.has_table("usage_revisions")):
+    """Name what of an archive is not what the ledger that it came from says of it; nothing for any other ledger.
+
+    Whether its rows are what its seal says is its own matter (`broken`).
+    """
+    if not (reader.has_table("usage_archives") and copy.has_table("usage_revisions")):
         return
-    for position, after in _entries(reader):
-        hash_ = after.get("archive_hash")
-        is_it = copy.connection.execute("SELECT 1 FROM usage_revisions WHERE hash = ?", (hash_,)).fetchone()
-        if hash_ and is_it:
-            yield from _breaks(copy, after, f"{name}: entry {position} of the trail")
+    token = _entry(copy, "ORDER BY position LIMIT 1").get("token")
+    found = reader.connection.execute("SELECT position FROM usage_archives WHERE token = ?", (token,)).fetchone()
+    if found is None or found[0] is None:
+        return
+    told = next((after for position, after in _entries(reader) if position == found[0]), {})
+    sealed = copy.connection.execute(
+        "SELECT after FROM usage_revisions WHERE hash = ?", (told.get("archive_hash"),)
+    ).fetchone()
+    if sealed is None:
+        yield f"{name}: entry {found[0]} of the trail names its seal, and it does not have it"
+        return
+    for field, value in revisions.decoded(sealed[0]).items():
+        if field in told and told[field] != value:
+            yield f"{name}: entry {found[0]} of the trail says {field} {told[field]}, and its seal {value}"
 
 
 def _entries(reader: Reader) -> list[tuple[int, dict[str, Any]]]:

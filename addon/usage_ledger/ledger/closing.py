@@ -276,6 +276,10 @@ def _differences(reader: Reader, closing: Closing) -> Iterator[str]:
         yield f"and {count - LATE_SHOWN:,} more rows of the period until {shown(closing.until)}"
     if count:
         return
+    unfinished = "SELECT number FROM usage_archives WHERE position IS NULL"
+    moving = f"SELECT 1 FROM usage_archived WHERE archive IN ({unfinished}) LIMIT 1"
+    if reader.has_table("usage_archives") and reader.connection.execute(moving).fetchone():
+        return  # rows are on their way into an archive, which is said of that
     told = _told(reader, closing)
     now = _plus(_archived(reader, closing.since, closing.until), totals_of(reader, closing.since, closing.until))
     for name, value in now.items():

@@ -177,20 +177,23 @@ def create_closings_and_archive(database: Database) -> None:
         """
     )
     # Proxies go on writing whatever is closed: no request may be lost. So what they change there is noted instead, for
-    # the last closing of the period and for one that is being made (which has no position yet).
+    # the last closing of the period and for one that is being made (which has no position yet). Once a row: what is
+    # done about conflicts in here would be what the statement outside says, and an upsert says to fail.
     for what, event in (("came", "INSERT"), ("changed", "UPDATE")):
         database.execute(
             f"""
             CREATE TRIGGER usage_late_{what} AFTER {event} ON usage_records
             WHEN new.occurred_at < (SELECT max(until) FROM usage_closings)
             BEGIN
-                INSERT OR IGNORE INTO usage_late (closing, record_id, what, noticed_at)
+                INSERT INTO usage_late (closing, record_id, what, noticed_at)
                 SELECT number, new.id, '{what}', strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
                 FROM usage_closings WHERE since <= new.occurred_at AND new.occurred_at < until AND (
                     position IS NULL OR number = (
                         SELECT max(number) FROM usage_closings WHERE since <= new.occurred_at
                         AND new.occurred_at < until AND position IS NOT NULL
                     )
+                ) AND NOT EXISTS (
+                    SELECT 1 FROM usage_late WHERE closing = number AND record_id = new.id
                 );
             END
             """

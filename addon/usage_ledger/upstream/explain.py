@@ -131,7 +131,8 @@ def explain(
 def _refuse_archived(reader: Reader, first: date) -> None:
     """Raise `BillError` where rows of a span, or near it, were archived: they are missing for another reason."""
     until = archived_before(reader)
-    start = format_moment(datetime(first.year, first.month, first.day) - LONGEST)  # noqa: DTZ001 - a day of UTC
+    before = LONGEST + timedelta(hours=1)  # and whatever the margin is
+    start = format_moment(datetime(first.year, first.month, first.day) - before)  # noqa: DTZ001 - a day of UTC
     if until is not None and start < until:
         day = (datetime.fromisoformat(until) + LONGEST + timedelta(days=1)).date()
         raise BillError(f"rows before {until[:10]} are archived, so nothing near it is explained: --since {day}")
@@ -222,10 +223,12 @@ class _Placing:
         is_certain = is_certain or record.usage_state == "none"
         if hint is not None and not ids and is_certain:
             return  # of another organization
+        if record.usage_state == "none" and not record.total_tokens:
+            return  # nothing of it is billed, whoever asked
         key = ids[0] if len(ids) == 1 else None
         may_be_filled_in = bool(record.requires_manual_review) and record.usage_state in ("missing", "partial")
         may_be_filled_in = may_be_filled_in and not entry.iterations and plain_name(record.model) in self._models
-        if key is None or not (is_certain or may_be_filled_in):
+        if key is None or not (is_certain or may_be_filled_in) or self._is_of_unclear_model(entry):
             why = f"row {record.id} may be of this model or key, and nobody knows what it used"
             self.blockers.append((key or _ANY, first, last, why))
         if key is None:
@@ -239,6 +242,15 @@ class _Placing:
                 series.blocked.append((first, f"row {record.id} may be of a time without a bill"))
         if may_be_filled_in:
             self._one(record.model, key).candidates.append((first, entry))
+
+    def _is_of_unclear_model(self, entry: Entry) -> bool:
+        """Whether nobody can say under which of the bill's models a row's tokens are."""
+        parts = _parts(entry)
+        if any(any(counts.values()) and plain_name(model) not in self._models for model, counts, _ in parts):
+            return True
+        names = {plain_name(each.model or entry.record.model) for each in entry.iterations}
+        is_split = len(parts) > 1 or not names
+        return not is_split and names != {plain_name(entry.record.model)}
 
 
 def _parts(entry: Entry) -> list[tuple[str, dict[str, int], int]]:
@@ -280,7 +292,7 @@ def _add(counts: dict[int, dict[str, int]], number: int, told: dict[str, int]) -
 def _add_adjustments(
     reader: Reader, first: date, last: date, series: dict[tuple[str, str], _Series], times: _Times
 ) -> None:
-    """What was adjusted is explained. It is of a whole day, so it ties the day's buckets together.
+    """What was adjusted is explained, and nothing else of that day: the adjustment may have had another reason.
 
     One that was made without knowing the key may be of any: it keeps the day's rows of its model open.
     """
@@ -293,11 +305,9 @@ def _add_adjustments(
             one = series.setdefault((made.model, made.api_key), _Series())
             one.ties.append(place[:2])
             _add(one.ours, place[0], dict(zip(KINDS, made.counts, strict=True)))
-        else:
-            for (model, _), each in series.items():
-                if model == made.model:
-                    why = "the day was adjusted before the API keys were known"
-                    each.blocked += [(number, why) for number in range(place[0], place[1] + 1)]
+        for (model, key), each in series.items():
+            if model == made.model and made.api_key in ("", key):
+                each.blocked += [(number, "the day was adjusted") for number in range(place[0], place[1] + 1)]
 
 
 def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -> tuple[list[Explained], list[Open]]:
@@ -313,6 +323,9 @@ def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -
             if not any(settled.values()):
                 continue
             why = region.why
+            own = sum(_unknown(entry.record) for entry in region.candidates)
+            if not why and region.unknown > own and (difference[_FIVE] or difference[_HOUR]):
+                why = "cache writes of other rows are of unknown duration"
             if min(settled.values()) < 0:
                 why = "the rows have more of a kind than was billed"
             elif not why and not region.candidates:
@@ -324,9 +337,7 @@ def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -
                 open_.append(Open(since, until, model, key, settled, records, why))
             else:
                 (entry,) = region.candidates
-                is_its_own = _unknown(entry.record) >= moved
-                more = difference if is_its_own else settled
-                counts = {name: count + more[name] for name, count in _kinds_of(entry.record).items()}
+                counts = {name: count + difference[name] for name, count in _kinds_of(entry.record).items()}
                 explained.append(Explained(entry, counts, since, until))
     return explained, open_
 
