@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pty
 import sqlite3
 import subprocess
 import sys
@@ -285,6 +286,19 @@ def test_what_cannot_be_fetched_so_is_one_line(
 def test_without_a_key_it_says_which(ledger: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("ANTHROPIC_ADMIN_KEY", key)
     assert "ANTHROPIC_ADMIN_KEY" in refused(ledger, "fetch", "keys")
+
+
+def test_progress_is_shown_on_a_terminal_alone(ledger: Path, admin: FakeAdmin) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "usage_ledger", "fetch", "usage", "--db", str(ledger), *SPAN, "--width", "1h"]
+    with subprocess.Popen([*command, "--base-url", admin.address], stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    seen = os.read(ours, 65536)
+    os.close(ours)
+    assert b"fetching" in seen
+    assert b"100%" in seen
 
 
 def test_the_key_is_nowhere_in_the_ledger(ledger: Path, admin: FakeAdmin) -> None:
