@@ -221,6 +221,8 @@ class _Placing:
         ids = self._names.get(hint or "", [])
         is_certain = is_final(record) and not (record.requires_manual_review and not is_corrected(record))
         is_certain = is_certain or record.usage_state == "none"
+        if any(each.billed is None for each in entry.iterations) and not is_corrected(record):
+            is_certain = False  # upstream does not say whether a declined attempt is billed, nor does who accepts it
         if hint is not None and not ids and is_certain:
             return  # of another organization
         if record.usage_state == "none" and not record.total_tokens:
