@@ -139,8 +139,8 @@ def test_where_nothing_matches_there_is_nothing(ledger: Path, form: str, empty: 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--by", "moon"), "'moon' is none of day, hour, model"),
-        (("--by", ""), "'' is none of"),
+        (("--by", "moon"), "'moon' is no group; there are day, hour, model"),
+        (("--by", ""), "'' is no group; there are day"),
         (("--by", "day,day"), "names a group twice"),
         (("--tz", "Europe/Nowhere"), "is no time zone"),
         (("--tz", "../../etc/passwd"), "is no time zone"),

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from usage_ledger.ledger import archive as archiving
-from usage_ledger.ledger.archive import Archived, archive, broken, differ
+from usage_ledger.ledger.archive import Archived, archive
 from usage_ledger.ledger.closing import broken as broken_closings
 from usage_ledger.ledger.editing import Change, open_for_editing
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.record import Entry, IterationRow
+from usage_ledger.ledger.seals import broken, differ
 from usage_ledger.ledger.store import Store
 from usage_ledger.ledger.summary import summarize
 

@@ -13,28 +13,13 @@ from typing import Any, TextIO
 
 import click
 
-from usage_ledger.cli.options import filters_from, own_pricer, with_filters, with_ledgers, with_prices
+from usage_ledger.cli.options import Names, filters_from, own_pricer, with_filters, with_ledgers, with_prices
 from usage_ledger.cli.output import for_programs, progress, whole_file
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
 from usage_ledger.ledger.reading import open_for_reading
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a cell begins with that a spreadsheet takes for a formula, full-width forms included (OWASP, CSV injection)."""
-
-
-class _Columns(click.ParamType[tuple[str, ...]]):
-    """Names of columns, with commas between them."""
-
-    name = "columns"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = tuple(str(value).split(","))
-        for name in names:
-            if name not in COLUMNS:
-                self.fail(f"{name!r} is no column; there are {', '.join(COLUMNS)}", param, ctx)
-        if len(set(names)) < len(names):
-            self.fail(f"{value!r} names a column twice", param, ctx)
-        return names
 
 
 @click.command()
@@ -50,7 +35,7 @@ class _Columns(click.ParamType[tuple[str, ...]]):
 )
 @click.option(
     "--columns",
-    type=_Columns(),
+    type=Names("column", COLUMNS),
     metavar="NAME[,NAME]...",
     help="Which columns, and in which order. Default: all of them, in the ledger's.",
 )

@@ -42,7 +42,7 @@ def fetch(db: Path, what: str, since: str | None, until: str | None, width: str,
       usage-ledger fetch costs --since 2026-11-01
     """
     from usage_ledger.ledger.editing import open_for_editing
-    from usage_ledger.upstream import loading
+    from usage_ledger.upstream import fetching
     from usage_ledger.upstream.answers import BillError
     from usage_ledger.upstream.api import AdminApi
 
@@ -54,14 +54,14 @@ def fetch(db: Path, what: str, since: str | None, until: str | None, width: str,
         api = AdminApi(base_url)
         with open_for_editing(db) as ledger:
             if since is None:
-                stored = loading.fetch_keys(ledger, api)
+                stored = fetching.fetch_keys(ledger, api)
             else:
-                count = loading.spans(since, end, buckets)
+                count = fetching.spans(since, end, buckets)
                 with progress("fetching", lambda: count) as advance:
                     if what == "usage":
-                        stored = loading.fetch_usage(ledger, api, since, end, width, advance)
+                        stored = fetching.fetch_usage(ledger, api, since, end, width, advance)
                     else:
-                        stored = loading.fetch_costs(ledger, api, since, end, advance)
+                        stored = fetching.fetch_costs(ledger, api, since, end, advance)
     except BillError as error:
         raise click.ClickException(str(error)) from error
     for_people().write(

@@ -30,7 +30,7 @@ def import_(db: Path, files: tuple[Path, ...], replace: bool) -> None:
     from usage_ledger.ledger.editing import open_for_editing
     from usage_ledger.ledger.marks import LedgerError
     from usage_ledger.upstream.answers import BillError
-    from usage_ledger.upstream.loading import load_file
+    from usage_ledger.upstream.importing import load_file
 
     out = for_people()
     with open_for_editing(db) as ledger:

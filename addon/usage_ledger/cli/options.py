@@ -4,7 +4,7 @@ Room: cli. Imports click and the ledger's filters and paths; the prices room whe
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,24 @@ class Span(click.ParamType[timedelta]):
         if span.days > 36_500:
             self.fail(f"{value!r} is longer than a hundred years", param, ctx)
         return span
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Names of known things, with commas between them; `what` is what one of them is called."""
+
+    def __init__(self, what: str, known: Collection[str]) -> None:
+        self.name = f"{what}s"
+        self._what = what
+        self._known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = tuple(str(value).split(","))
+        for name in names:
+            if name not in self._known:
+                self.fail(f"{name!r} is no {self._what}; there are {', '.join(self._known)}", param, ctx)
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names a {self._what} twice", param, ctx)
+        return names
 
 
 class Words(click.ParamType[str]):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from usage_ledger.cli.changes import with_reopen
-from usage_ledger.cli.options import Moment, Span, Words, own_pricer, with_ledgers, with_prices
+from usage_ledger.cli.options import Moment, Names, Span, Words, own_pricer, with_ledgers, with_prices
 from usage_ledger.cli.output import FOUND, for_people, for_programs, on_one_line
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.filters import as_moment
@@ -27,28 +27,13 @@ if TYPE_CHECKING:
 _BY = ("day", "model", "key", "workspace")
 
 
-class _Dimensions(click.ParamType[tuple[str, ...]]):
-    """Names of dimensions, with commas between them."""
-
-    name = "dimensions"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = tuple(str(value).split(","))
-        for name in names:
-            if name not in _BY:
-                self.fail(f"{name!r} is none of {', '.join(_BY)}", param, ctx)
-        if len(set(names)) < len(names):
-            self.fail(f"{value!r} names one twice", param, ctx)
-        return names
-
-
 @click.command()
 @with_ledgers
 @click.option("--since", type=Moment(past=True), required=True, help="From this day on: 2026-11-01, 7d (UTC).")
 @click.option("--until", type=Moment(), help="Before this day (UTC). Default: now.")
 @click.option(
     "--by",
-    type=_Dimensions(),
+    type=Names("dimension", _BY),
     default="day,model",
     show_default=True,
     metavar="NAME[,NAME]...",

@@ -13,27 +13,12 @@ from typing import Any, TextIO
 
 import click
 
-from usage_ledger.cli.options import filters_from, named, with_filters, with_ledgers
+from usage_ledger.cli.options import Names, filters_from, named, with_filters, with_ledgers
 from usage_ledger.cli.output import for_people, for_programs, on_one_line
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.money import as_text
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.summary import COUNTS, GROUPS, Sums, summarize
-
-
-class _Groups(click.ParamType[tuple[str, ...]]):
-    """Names of groups, with commas between them."""
-
-    name = "groups"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = tuple(str(value).split(","))
-        for name in names:
-            if name not in GROUPS:
-                self.fail(f"{name!r} is none of {', '.join(GROUPS)}", param, ctx)
-        if len(set(names)) < len(names):
-            self.fail(f"{value!r} names a group twice", param, ctx)
-        return names
 
 
 class _Zone(click.ParamType[tzinfo]):
@@ -55,7 +40,7 @@ class _Zone(click.ParamType[tzinfo]):
 @with_filters
 @click.option(
     "--by",
-    type=_Groups(),
+    type=Names("group", GROUPS),
     default="day",
     show_default=True,
     metavar="GROUP[,GROUP]...",

@@ -76,17 +76,17 @@ def _verify(db: Path, chosen: Filters, price_path: str | None, others: list[Path
 
 
 def _findings(ledger: Reader, chosen: Filters, costs: "CostAudit", others: list[Path]) -> Iterator[str]:
-    from usage_ledger.ledger import archive, closing
+    from usage_ledger.ledger import closing, seals
 
     for problem in ledger.integrity():
         yield f"the file is damaged: {problem}"
     yield from ledger.broken_links()
     with ledger.snapshot():
         yield from closing.broken(ledger)
-        yield from archive.broken(ledger)
+        yield from seals.broken(ledger)
     for path in others:
         with open_for_reading(path) as other:
-            yield from archive.differ(ledger, other, path)
+            yield from seals.differ(ledger, other, path)
     yield from _rows(ledger, chosen, costs)
 
 

@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from usage_ledger.ledger import presence, revisions
+from usage_ledger.ledger import presence, revisions, seals
 from usage_ledger.ledger.closing import Period, periods_before, shown, totals_of
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor
 from usage_ledger.ledger.filters import FLAGGED
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import new_file, refuse_name_of_sqlite
-from usage_ledger.ledger.reading import Reader, as_utf8, open_for_reading
+from usage_ledger.ledger.reading import as_utf8, open_for_reading
 from usage_ledger.ledger.schema import migrate
 from usage_ledger.ledger.statements import START
 
@@ -189,29 +189,19 @@ def _check(path: Path) -> None:
 
 def _refuse_others(editor: Editor, own: int | None) -> None:
     """Raise `LedgerError` where another archive is not finished; forget those that have removed nothing."""
-    for number, other, before, owner in _unfinished(editor):
+    for number, other, before, owner in seals.unfinished(editor):
         if presence.is_alive(editor.path, owner):
             raise LedgerError(f"an archive into {other} is under way; wait for its end")
         has_removed = editor.connection.execute("SELECT 1 FROM usage_archived WHERE archive = ? LIMIT 1", (number,))
         if number == own:
             continue
         if has_removed.fetchone():
-            raise LedgerError(_interrupted(other, before))
+            raise LedgerError(seals.interrupted(other, before))
         _forget(editor, number)
 
 
 def _forget(editor: Editor, number: int) -> None:
     editor.connection.execute("DELETE FROM usage_archives WHERE number = ? AND position IS NULL", (number,))
-
-
-def _unfinished(reader: Reader) -> list[tuple[int, str, str, str]]:
-    return reader.connection.execute(
-        "SELECT number, path, before, owner FROM usage_archives WHERE position IS NULL ORDER BY number"
-    ).fetchall()
-
-
-def _interrupted(path: str, before: str) -> str:
-    return f"an archive into {path} was interrupted; finish it: usage-ledger archive --before {shown(before)} {path}"
 
 
 def _begin(editor: Editor, before: str, path: Path, owner: str) -> _Job:
@@ -233,7 +223,7 @@ def _go_on(editor: Editor, before: str, path: Path, owner: str) -> _Job:
     """Take over from a run that was interrupted; raise FileExistsError where `path` is no copy that it has made."""
     try:
         with open_for_reading(path) as copy:
-            begun = _entry(copy, "ORDER BY position LIMIT 1")
+            begun = seals.entry(copy, "ORDER BY position LIMIT 1")
     except LedgerError as error:
         raise FileExistsError(f"{path} is there already; name another file") from error
     with editor.transaction():
@@ -274,7 +264,7 @@ def _remove(editor: Editor, job: _Job, progress: Callable[[int], object]) -> Non
             return
         last = page[-1][-2:]
         with editor.transaction():
-            if job.number not in {number for number, *_ in _unfinished(editor)}:
+            if job.number not in {number for number, *_ in seals.unfinished(editor)}:
                 raise LedgerError("another run has taken this archive over")
             _remove_page(editor.connection, job.number, json.dumps([row[0] for row in page]))
         progress(len(page))
@@ -328,7 +318,7 @@ def _remove_page(connection: sqlite3.Connection, number: int, ids: str) -> None:
 
 def _is_sealed(path: Path) -> bool:
     with open_for_reading(path) as copy:
-        return bool(_seal_of(copy))
+        return seals.seal_of(copy) is not None
 
 
 def _seal(editor: Editor, job: _Job, path: Path, note: str) -> None:
@@ -377,7 +367,7 @@ def _close_in_copy(copy: sqlite3.Connection, period: Period, totals: dict[str, A
 def _finish(editor: Editor, job: _Job, path: Path, note: str) -> dict[str, Any]:
     """Write into the trail what was archived, once all of it was; return its totals."""
     with open_for_reading(path) as copy:
-        seal = _entry(copy, "ORDER BY position DESC LIMIT 1")
+        seal = seals.entry(copy, "ORDER BY position DESC LIMIT 1")
         _, hash_ = revisions.head(copy.connection)
     after = {
         "archived_before": job.before,
@@ -393,75 +383,3 @@ def _finish(editor: Editor, job: _Job, path: Path, note: str) -> dict[str, Any]:
         position, _ = revisions.append(editor.connection, "archive", [revisions.Revision(None, reason, {}, after)])
         editor.connection.execute("UPDATE usage_archives SET position = ? WHERE number = ?", (position, job.number))
     return seal
-
-
-def _entry(reader: Reader, which: str) -> dict[str, Any]:
-    """Return what an entry of an archive says; nothing where it is of something else, or cannot be read."""
-    if not reader.has_table("usage_revisions"):
-        return {}
-    found = reader.connection.execute(f"SELECT source, after FROM usage_revisions {which}").fetchone()
-    return revisions.decoded(found[1]) if found is not None and found[0] == "archive" else {}
-
-
-def broken(reader: Reader) -> Iterator[str]:
-    """Name what does not agree between archives and their entries in the trail."""
-    if not (reader.has_table("usage_archives") and reader.has_table("usage_revisions")):
-        return
-    yield from _breaks_of_seal(reader)
-    for _, path, before, _ in _unfinished(reader):
-        yield f"archive: {_interrupted(path, before)}"
-    entries = {position for position, after in _entries(reader) if after.get("archive_hash")}
-    known = {row[0] for row in reader.connection.execute("SELECT position FROM usage_archives WHERE position > 0")}
-    for position in sorted(entries ^ known):
-        yield f"archive: entry {position} of the trail and usage_archives do not say the same"
-
-
-def _breaks_of_seal(reader: Reader) -> Iterator[str]:
-    """Name what of an archive is not what its seal says; what was revised or moved on since is not compared."""
-    if not _entry(reader, "ORDER BY position LIMIT 1").get("token"):
-        return  # it is no archive
-    sealed = _seal_of(reader)
-    if sealed is None:
-        yield "archive: it has no seal: it was not finished, or somebody has taken it away"
-        return
-    position, seal = sealed
-    since = "SELECT source FROM usage_revisions WHERE position > ? AND source <> 'close'"
-    if reader.connection.execute(since, (position,)).fetchone() is None:
-        for name, value in totals_of(reader, "", str(seal.get("archived_before"))).items():
-            if seal.get(name) != value:
-                yield f"the seal of this archive says {name} {seal.get(name)}, and it has {value}"
-
-
-def _seal_of(reader: Reader) -> tuple[int, dict[str, Any]] | None:
-    """Return the entry that seals an archive."""
-    return next(((position, after) for position, after in _entries(reader) if after.get("sealed")), None)
-
-
-def differ(reader: Reader, copy: Reader, name: Path) -> Iterator[str]:
-    """Name what of an archive is not what the ledger that it came from says of it; nothing for any other ledger.
-
-    Whether its rows are what its seal says is its own matter (`broken`).
-    """
-    if not (reader.has_table("usage_archives") and copy.has_table("usage_revisions")):
-        return
-    token = _entry(copy, "ORDER BY position LIMIT 1").get("token")
-    found = reader.connection.execute("SELECT position FROM usage_archives WHERE token = ?", (token,)).fetchone()
-    if found is None or found[0] is None:
-        return
-    told = next((after for position, after in _entries(reader) if position == found[0]), {})
-    sealed = copy.connection.execute(
-        "SELECT after FROM usage_revisions WHERE hash = ?", (told.get("archive_hash"),)
-    ).fetchone()
-    if sealed is None:
-        yield f"{name}: entry {found[0]} of the trail names its seal, and it does not have it"
-        return
-    for field, value in revisions.decoded(sealed[0]).items():
-        if field in told and told[field] != value:
-            yield f"{name}: entry {found[0]} of the trail says {field} {told[field]}, and its seal {value}"
-
-
-def _entries(reader: Reader) -> list[tuple[int, dict[str, Any]]]:
-    found = reader.connection.execute(
-        "SELECT position, after FROM usage_revisions WHERE source = 'archive' ORDER BY position"
-    )
-    return [(position, revisions.decoded(after)) for position, after in found]

@@ -16,6 +16,9 @@ COUNT_COLUMNS = (
 )
 """The counts that upstream tells; their total is a column of its own."""
 
+COUNT_LIMIT = 10**15
+"""A count above this is not a count (SQLite's integers end at 9.2e18, and sums must fit as well)."""
+
 COLUMNS = (
     "id",
     "occurred_at",

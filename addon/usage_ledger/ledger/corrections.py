@@ -11,13 +11,10 @@ from typing import Any
 
 import msgspec
 
-from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, COUNT_LIMIT
 from usage_ledger.ledger.editing import Change
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.record import Entry, Record
-
-COUNT_LIMIT = 10**15
-"""A count above this is not a count (SQLite's integers end at 9.2e18, and sums must fit as well)."""
 
 _CORRECTED = (
     *COUNT_COLUMNS,

@@ -12,8 +12,9 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from usage_ledger.ledger.bill import Bucket, CostLine, UsageLine
+from usage_ledger.ledger.columns import COUNT_LIMIT
 from usage_ledger.ledger.filters import format_moment
-from usage_ledger.upstream.answers import COUNT_LIMIT, BillError, usd
+from usage_ledger.upstream.answers import BillError, usd
 
 _DAY = "usage_date_utc"
 
