@@ -2,7 +2,6 @@
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -18,7 +17,7 @@ from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.record import Entry, IterationRow
-from usage_ledger.ledger.seals import broken, differ
+from usage_ledger.ledger.seals import broken
 from usage_ledger.ledger.store import Store
 from usage_ledger.ledger.summary import summarize
 
@@ -27,9 +26,8 @@ from tests.ledger.test_closing import NOVEMBER, close, record, sql, write
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Path:
-    path = tmp_path / "usage.db"
+def archivable(path: Path) -> Path:
+    """Make a ledger with five rows that can be archived, and three that stay."""
     entries = [
         Entry(record("a", request_id="req_a", message_id="msg_a")),
         Entry(record("b", credential_kind="oauth", message_id="msg_b")),
@@ -46,6 +44,11 @@ def ledger(tmp_path: Path) -> Path:
         for id_ in ("a", "nov"):
             editor.change("review", [Change(id_, "x", {"tag": None}, {"tag": "team"})])
     return path
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return archivable(tmp_path / "usage.db")
 
 
 def move(ledger: Path, target: Path, before: str = NOVEMBER) -> Archived | None:
@@ -149,25 +152,6 @@ def test_what_was_archived_before_is_part_of_the_first_closing(ledger: Path, tmp
     assert is_well(ledger)
 
 
-def test_what_is_closed_is_closed_in_the_archive_too(ledger: Path, tmp_path: Path) -> None:
-    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
-    close(ledger, NOVEMBER)
-    old = tmp_path / "old.db"
-    move(ledger, old)
-    assert is_well(old)
-    one = Change("b", "x", {"tag": None}, {"tag": "x", "input_tokens": 5})
-    one = one._replace(expected={"tag": None, "input_tokens": 1_000})
-    with open_for_editing(old) as editor, pytest.raises(LedgerError, match="--reopen changes it all the same"):
-        editor.change("review", [one])
-    with open_for_reading(ledger) as source, open_for_reading(old) as copy:
-        assert list(differ(source, copy, old)) == []
-    with open_for_editing(old) as editor:
-        editor.change("review", [one], reopen=True)
-    assert not is_well(old)
-    with open_for_reading(ledger) as source, open_for_reading(old) as copy:
-        assert list(differ(source, copy, old)) == []  # the archive itself tells of the change
-
-
 def test_books_are_not_closed_while_rows_are_on_their_way(
     ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,92 +213,6 @@ def test_an_interrupted_run_that_removed_nothing_is_forgotten(
     (tmp_path / "old.db").unlink()
     assert move(ledger, tmp_path / "another.db") is not None
     assert is_well(ledger)
-
-
-def test_a_row_that_a_spill_brings_again_is_not_back(ledger: Path, tmp_path: Path) -> None:
-    move(ledger, tmp_path / "old.db")
-    with closing(Store(ledger, "normal", "abc")) as store:
-        given = [Entry(record("a")), Entry(record("new"))]
-        assert store.without_archived(given, lambda _: True) == given[1:]
-        assert store.without_archived(given, lambda _: False) == given
-
-
-def test_a_row_that_came_back_is_archived_again(ledger: Path, tmp_path: Path) -> None:
-    move(ledger, tmp_path / "old.db")
-    write(ledger, record("a"))
-    moved = move(ledger, tmp_path / "older.db")
-    assert moved is not None
-    assert (moved.totals["requests"], moved.changed) == (1, 0)
-    assert is_well(ledger)
-
-
-BROKEN = [
-    "{",
-    "[1]",
-    '{"periods":[1]}',
-    '{"periods":{"a":1}}',
-    '{"periods":[{"since":"","until":"2026","requests":"x"}]}',
-]
-
-
-@pytest.mark.parametrize("after", BROKEN)
-def test_an_entry_that_another_program_has_broken_is_no_failure(ledger: Path, tmp_path: Path, after: str) -> None:
-    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
-    close(ledger, NOVEMBER)
-    move(ledger, tmp_path / "old.db")
-    sql(ledger, "DROP TRIGGER usage_revisions_stay")
-    with closing(sqlite3.connect(ledger)) as connection:
-        connection.execute("UPDATE usage_revisions SET after = ? WHERE source = 'archive'", (after,))
-        connection.commit()
-    assert not is_well(ledger)
-
-
-def replayed(id_: str, **fields: Any) -> Entry:
-    return Entry(record(id_, origin="replay", **fields))
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        replayed("a"),
-        Entry(record("other", origin="replay"), alias="a"),
-        Entry(record("other", origin="replay", request_id="req_a"), identify=True),
-        Entry(record("other", origin="replay", request_id="req_a", message_id="msg_x"), identify=True),
-        Entry(record("other", origin="replay", message_id="msg_b"), identify=True),
-        Entry(record("other", origin="replay", message_id="msg_a"), identify=True),
-        Entry(record("other", origin="replay", request_id="req_b", message_id="msg_b"), identify=True),
-        Entry(record("other", origin="replay"), identify=True),
-        Entry(record("other", origin="replay", request_id="req_d"), identify=True),
-        Entry(record("other", origin="replay"), identify=True, only_new=True),
-    ],
-    ids=[
-        *("capture", "capture after a HAR", "by request id", "by request id first", "by message id"),
-        *("by message id alone", "by message id where the row had no other", "by its start"),
-        *("by its start where the row had no ids", "a body that was not captured"),
-    ],
-)
-def test_a_replay_brings_no_archived_row_back(ledger: Path, tmp_path: Path, entry: Entry) -> None:
-    move(ledger, tmp_path / "old.db")
-    before = rows(ledger)
-    with closing(Store(ledger, "normal", "abc")) as store:
-        store.write([entry], [])
-    assert rows(ledger) == before
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        Entry(record("live", request_id="req_a", message_id="msg_a")),
-        replayed("another", request_id="req_a"),
-        Entry(record("other", "2026-10-06", origin="replay", request_id="req_z", message_id="msg_a"), identify=True),
-    ],
-    ids=["live with the same ids", "another flow of a capture", "a HAR's other request"],
-)
-def test_what_was_not_archived_gets_its_row(ledger: Path, tmp_path: Path, entry: Entry) -> None:
-    move(ledger, tmp_path / "old.db")
-    with closing(Store(ledger, "normal", "abc")) as store:
-        store.write([replayed("b"), entry, replayed("nov")], [])
-    assert ids(ledger) == sorted(["flagged", "nov", "pending", entry.record.id])
 
 
 def test_a_row_that_changes_between_copy_and_removal_stays(
@@ -453,43 +351,6 @@ def test_killed_at_any_statement_every_row_is_somewhere_and_the_next_run_finishe
     assert resumed > 20
 
 
-def test_replays_while_rows_are_removed_bring_none_back(
-    ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes read the same flows again and again while they are archived, three rows at a time."""
-    write(ledger, *(record(f"n{number:03d}", request_id=f"req_{number}") for number in range(300)))
-    names = ids(ledger)
-    replaying = (
-        "import sys; from pathlib import Path; from usage_ledger.ledger.store import Store\n"
-        "from usage_ledger.ledger.record import Entry; from tests.ledger.test_closing import record\n"
-        "store = Store(Path(sys.argv[1]), 'normal', sys.argv[2], 20_000); har = sys.argv[3] == 'har'\n"
-        "print('ready', flush=True)\n"
-        "for turn in range(4):\n"
-        "    for number in range(300):\n"
-        "        id_ = f'h{number:03d}' if har else f'n{number:03d}'\n"
-        "        one = record(id_, origin='replay', request_id=f'req_{number}')\n"
-        "        store.write([Entry(one, identify=har)], [])\n"
-        "store.close()"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'addon'}:{ROOT}"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", replaying, str(ledger), f"{kind}0", kind], stdout=subprocess.PIPE, env=environment
-        )
-        for kind in ("har", "capture")
-    ]
-    for process in running:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-    monkeypatch.setattr(archiving, "PAGE", 3)
-    move(ledger, tmp_path / "old.db")
-    for process in running:
-        process.communicate(timeout=120)
-        assert process.returncode == 0
-    assert sorted(ids(ledger) + ids(tmp_path / "old.db")) == names
-    assert is_well(ledger)
-
-
 @pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
 def test_names_that_sqlite_takes_for_its_own_are_refused(ledger: Path, tmp_path: Path, ending: str) -> None:
     """It would take the archive for the ledger's journal, and remove it."""
@@ -504,36 +365,6 @@ def test_a_hard_link_of_the_ledger_is_no_target(ledger: Path, tmp_path: Path) ->
     with pytest.raises(FileExistsError):
         move(ledger, tmp_path / "hard.db")
     assert sorted(path.name for path in tmp_path.glob("hard*")) == ["hard.db"]
-
-
-@pytest.mark.parametrize(
-    "statement", ["DELETE FROM usage_records WHERE id = 'a'", "UPDATE usage_records SET input_tokens = 9"]
-)
-def test_what_is_done_to_an_archive_by_plain_sql_is_named(ledger: Path, tmp_path: Path, statement: str) -> None:
-    old = tmp_path / "old.db"
-    move(ledger, old)
-    assert is_well(old)
-    sql(old, statement)
-    with open_for_reading(old) as reader:
-        assert any("the seal of this archive says" in finding for finding in broken(reader))
-    with open_for_reading(ledger) as source, open_for_reading(old) as copy:
-        assert list(differ(source, copy, old)) == []  # its seal is what it was
-
-
-def test_an_archive_whose_seal_was_cut_off_is_named(ledger: Path, tmp_path: Path) -> None:
-    old = tmp_path / "old.db"
-    move(ledger, old)
-    for statement in (
-        "DROP TRIGGER usage_revisions_remain",
-        "DELETE FROM usage_revisions WHERE position = (SELECT max(position) FROM usage_revisions)",
-        "DELETE FROM usage_records WHERE id = 'c'",
-    ):
-        sql(old, statement)
-    with open_for_reading(ledger) as source, open_for_reading(old) as copy:
-        assert "archive: it has no seal: it was not finished, or somebody has taken it away" in list(broken(copy))
-        assert [finding.partition(": ")[2] for finding in differ(source, copy, old)] == [
-            "entry 3 of the trail names its seal, and it does not have it"
-        ]
 
 
 @pytest.mark.parametrize("is_renamed", [True, False])
@@ -557,58 +388,6 @@ def test_a_copy_that_was_moved_or_is_named_another_way_is_finished(
         assert is_well(ledger)
         assert is_well(target)
         write(ledger, record("more"))
-
-
-def test_a_row_that_comes_back_while_it_is_archived_stays_in_the_archive(
-    ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def comes_back(*_: Any) -> None:
-        write(ledger, record("a", usage_state="partial", input_tokens=1, total_tokens=1))
-        raise KeyboardInterrupt
-
-    for step in ("_seal", "_finish"):
-        old = tmp_path / f"{step}.db"
-        monkeypatch.setattr(archiving, step, comes_back)
-        with pytest.raises(KeyboardInterrupt):
-            move(ledger, old)
-        monkeypatch.undo()
-        assert move(ledger, old) is not None
-        assert "a" in ids(old)
-        assert is_well(old)
-        sql(ledger, "DELETE FROM usage_records WHERE id = 'a'")
-        sql(ledger, "DELETE FROM usage_archived")
-        write(ledger, record("a"))
-
-
-def test_closed_books_are_not_said_to_be_wrong_while_their_rows_are_on_their_way(
-    ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    sql(ledger, "DELETE FROM usage_records WHERE id = 'pending'")
-    close(ledger, NOVEMBER)
-    for step in ("_seal", "_finish"):
-        monkeypatch.setattr(archiving, step, die)
-        with pytest.raises(KeyboardInterrupt):
-            move(ledger, tmp_path / "old.db")
-        monkeypatch.undo()
-        with open_for_reading(ledger) as reader:
-            assert list(broken_closings(reader)) == []
-    move(ledger, tmp_path / "old.db")
-    assert is_well(ledger)
-
-
-def test_an_archive_can_be_corrected_and_archived_in_its_turn(ledger: Path, tmp_path: Path) -> None:
-    old = tmp_path / "old.db"
-    move(ledger, old)
-    with open_for_editing(old) as editor:
-        editor.change("review", [Change("b", "x", {"tag": None}, {"tag": "x"})])
-    assert is_well(old)
-    move(old, tmp_path / "older.db", "2026-10-20T00:00:00.000Z")
-    assert ids(old) == []
-    assert is_well(old)
-    assert is_well(tmp_path / "older.db")
 
 
 def test_a_name_that_is_no_text_is_refused_before_anything_is_made(ledger: Path, tmp_path: Path) -> None:
