@@ -13,21 +13,25 @@ SOURCE = Path(__file__).parent.parent / "addon"
 PACKAGE = SOURCE / "usage_ledger"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
+MITMPROXYS = ("usage_ledger.flows", "usage_ledger.proxy")
+"""The rooms that import mitmproxy."""
+
 NEVER = {
     # Whoever opens one of these rooms does not pay for (nor depend on) these.
     "messages": {
         *("mitmproxy", "sqlite3", "sqlite_utils", "click", "genai_prices"),
-        *("usage_ledger.ledger", "usage_ledger.prices", "usage_ledger.proxy", "usage_ledger.cli"),
+        *("usage_ledger.ledger", "usage_ledger.prices", *MITMPROXYS, "usage_ledger.cli"),
     },
     "prices": {
         *("mitmproxy", "sqlite3", "sqlite_utils", "click"),
-        *("usage_ledger.messages", "usage_ledger.proxy", "usage_ledger.cli"),
+        *("usage_ledger.messages", *MITMPROXYS, "usage_ledger.cli"),
     },
     "ledger": {
         *("mitmproxy", "click", "genai_prices"),
-        *("usage_ledger.messages", "usage_ledger.prices", "usage_ledger.proxy", "usage_ledger.cli"),
+        *("usage_ledger.messages", "usage_ledger.prices", *MITMPROXYS, "usage_ledger.cli"),
     },
     "cli": {"mitmproxy", "sqlite3", "sqlite_utils", "usage_ledger.proxy"},
+    "flows": {"sqlite3", "sqlite_utils", "click", "usage_ledger.proxy", "usage_ledger.cli"},
     "proxy": {"sqlite3", "sqlite_utils", "click", "usage_ledger.cli"},
 }
 
@@ -54,8 +58,8 @@ def belongs_to(name: str, package: str) -> bool:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_the_proxy_imports_mitmproxy(path: Path) -> None:
-    if PACKAGE / "proxy" not in path.parents:
+def test_only_flows_and_the_proxy_import_mitmproxy(path: Path) -> None:
+    if not {PACKAGE / "flows", PACKAGE / "proxy"} & set(path.parents):
         assert not [name for name in imported(path) if belongs_to(name, "mitmproxy")]
 
 
@@ -78,7 +82,7 @@ def test_each_module_says_which_room_it_is_in(path: Path) -> None:
 
 
 def test_every_room_is_a_package() -> None:
-    assert {"cli", "ledger", "messages", "prices", "proxy"} <= set(ROOMS)
+    assert {"cli", "flows", "ledger", "messages", "prices", "proxy"} <= set(ROOMS)
 
 
 def test_the_script_is_a_door_and_nothing_else() -> None:

@@ -6,11 +6,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from usage_ledger.flows import rows as flow_rows
 from usage_ledger.ledger.record import Entry, IterationRow
 from usage_ledger.ledger.store import Store
 from usage_ledger.messages import Ending, MessageReader
 from usage_ledger.prices.pricer import Pricer
-from usage_ledger.proxy import rows as proxy_rows
 
 from tests.cli.test_backfill import FLAGGED, done, record, row, run, state
 
@@ -337,9 +337,9 @@ def test_the_rows_of_recorded_streams_are_well(tmp_path: Path) -> None:
             reader.finish(clean=cut is None)
             verdict = reader.verdict(Ending.FINISHED if cut is None else Ending.UPSTREAM_CLOSED, 200)
             one = record(f"{path.stem} {cut}", request_id=None, message_id=None)
-            proxy_rows.describe(one, verdict)
+            flow_rows.describe(one, verdict)
             one.metadata = json.dumps(verdict.metadata)
-            entries.append(Entry(one, proxy_rows.iteration_rows(one.id, verdict)))
+            entries.append(Entry(one, flow_rows.iteration_rows(one.id, verdict)))
             pricer.fill(entries[-1])
     with closing(Store(ledger, "normal", "abc")) as store:
         store.write(entries, [])

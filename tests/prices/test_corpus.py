@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from usage_ledger.flows import rows
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.messages import Ending, MessageReader, Verdict
 from usage_ledger.prices.parts import UnpricedError
 from usage_ledger.prices.pricer import Pricer
-from usage_ledger.proxy import rows
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 STREAMS = sorted(CORPUS.glob("*.sse"))

@@ -212,8 +212,8 @@ def test_a_changed_durability_leaves_open_streams_and_their_rows_alone(
     "broken",
     [
         "from usage_ledger.proxy import exchange as room\nroom.read_request = fail",
-        "from usage_ledger.proxy import rows as room\nroom.rate_limits = fail",
-        "from usage_ledger.proxy import rows as room\nroom.name_requester = fail",
+        "from usage_ledger.flows import rows as room\nroom.rate_limits = fail",
+        "from usage_ledger.flows import rows as room\nroom.name_requester = fail",
         "from usage_ledger.messages import MessageReader\nMessageReader.verdict = fail_once",
     ],
     ids=["the request's body", "the response's headers", "the request's headers", "the verdict"],

@@ -1,4 +1,4 @@
 """proxy: mitmproxy's hooks.
 
-The only room that imports mitmproxy. Hooks stay thin; the state of each request lives in an object of its own.
+Hooks stay thin; the state of each request lives in an object of its own.
 """

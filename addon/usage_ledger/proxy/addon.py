@@ -18,13 +18,14 @@ from mitmproxy import ctx, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.errorcheck import ErrorCheckHandler
 
+from usage_ledger.flows.notes import is_noted, note
+from usage_ledger.flows.replay import replayed_entry
+from usage_ledger.flows.rows import log_line
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
 from usage_ledger.prices import pricer
 from usage_ledger.proxy import options
-from usage_ledger.proxy.exchange import METADATA, Exchange
-from usage_ledger.proxy.replay import replayed_entry
-from usage_ledger.proxy.rows import log_line
+from usage_ledger.proxy.exchange import Exchange
 
 REPLAYED_AT_ONCE = 512
 """Replayed flows are handed to the writer without waiting; after so many, the replay waits for them to be stored."""
@@ -129,7 +130,7 @@ class UsageLedger:
             if blocked or (not await exchange.write_pending() and exchange.settings.block):
                 exchange.refuse()
         elif flow.live and flow.response is not None and self._is_chosen(flow):
-            flow.metadata[METADATA] = {"answered_by_proxy": True}
+            note(flow, answered_by_proxy=True)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         _remember(flow)
@@ -171,7 +172,7 @@ class UsageLedger:
 
     def _begin_late(self, flow: http.HTTPFlow) -> Exchange | None:
         """Begin an exchange whose request has left unseen, because another script failed; None where not metered."""
-        if flow not in _live or METADATA in flow.metadata or not self._is_chosen(flow):
+        if flow not in _live or is_noted(flow) or not self._is_chosen(flow):
             return None
         exchange = self._begin(flow)
         exchange.has_left()
@@ -192,7 +193,7 @@ class UsageLedger:
         if not self._is_chosen(flow):
             return
         writer = self._writer()
-        entry = replayed_entry(flow, settings, writer.name)
+        entry = replayed_entry(flow, settings.account, settings.tag_header, writer.name)
         if entry is None:
             return
         line, warns = log_line(entry.record)

@@ -8,19 +8,16 @@ import asyncio
 import logging
 import time
 from copy import copy
-from typing import Any
 
 from mitmproxy import connection, flow, http
 
+from usage_ledger.flows import rows
+from usage_ledger.flows.notes import REFUSED_HEADER, forget, note
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.writer import Writer
 from usage_ledger.messages import Ending, MessageReader, Verdict, read_request
-from usage_ledger.proxy import rows
 from usage_ledger.proxy.options import Settings
 from usage_ledger.proxy.tap import RequestTap, ResponseTap
-
-METADATA = "usage_ledger"
-"""The key in `flow.metadata` under which a saved flow tells a replay what only the live proxy knew."""
 
 PROGRESS_SECONDS = 1.0
 """A stream open for longer than this gets the usage read so far into its pending row."""
@@ -29,8 +26,6 @@ REFUSAL = (
     b'{"type":"error","error":{"type":"overloaded_error","message":'
     b'"The usage ledger cannot be written, and this proxy lets no request pass unrecorded. Try again later."}}'
 )
-REFUSED_HEADER = "x-usage-ledger"
-"""Says `blocked` in the answer of `usage_on_ledger_error=block`, so that a replay of a HAR knows whose it was."""
 
 _log = logging.getLogger("usage_ledger")
 
@@ -52,21 +47,16 @@ class Exchange:
         self._request_tap: RequestTap | None = None
         self._tap: ResponseTap | None = None
         self._progress: asyncio.TimerHandle | None = None
-        http_flow.metadata.pop(METADATA, None)  # a client replay brings what was noted of the first request
+        forget(http_flow)  # a client replay brings what was noted of the first request
         tag = http_flow.request.headers.get(settings.tag_header) if settings.tag_header else None
         if tag is not None:
             del http_flow.request.headers[settings.tag_header]
-            self.note(tag=tag)
+            note(http_flow, tag=tag)
         try:
             self.record = rows.pending_record(http_flow, http_flow.request.host, settings.account, tag, writer.name)
         except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
             self.record = rows.bare_record(http_flow, writer.name)
             self._report(error)
-
-    def note(self, **facts: Any) -> None:
-        """Leave plain facts on the flow for a later replay of its capture."""
-        known = self.flow.metadata.get(METADATA)
-        self.flow.metadata[METADATA] = {**(known if isinstance(known, dict) else {}), **facts}
 
     def _report(self, error: Exception) -> None:
         _log.error(f"usage ledger: cannot read all of request {self.record.id}, please report this: {error!r}")
@@ -164,7 +154,7 @@ class Exchange:
         if self._progress is not None:
             self._progress.cancel()
         if self.answered_by_proxy:
-            self.note(answered_by_proxy=True)
+            note(self.flow, answered_by_proxy=True)
             return self.writer.withdraw(self.record.id) if self._is_pending else None
         self.read_body()
         try:
@@ -197,7 +187,7 @@ class Exchange:
         elif response is not None and response.raw_content is not None:
             entry.record.response_bytes = len(response.raw_content)
         self._put_bodies_back(tap)
-        self.note(ending=ending.name, captured=tap is None or tap.is_kept)
+        note(self.flow, ending=ending.name, captured=tap is None or tap.is_kept)
         return entry
 
     def _verdict(self, ending: Ending, tap: ResponseTap | None) -> Verdict:

@@ -1,35 +1,36 @@
 """Replay: rows from flows that were captured before (`mitmdump -nr`), which are billed no more.
 
-Room: proxy. Imports mitmproxy, the messages room and the ledger's record. Promises that a replayed flow finds the row
+Room: flows. Imports mitmproxy, the messages room and the ledger's record. Promises that a replayed flow finds the row
 it had when it was live, and says of its response what the live proxy said, as far as the capture tells it.
 """
 
 from mitmproxy import flow, http
 
+from usage_ledger.flows import rows
+from usage_ledger.flows.notes import REFUSED_HEADER, noted
 from usage_ledger.ledger.record import Entry
 from usage_ledger.messages import Ending, MessageReader, Verdict, body_not_captured, read_request
-from usage_ledger.proxy import rows
-from usage_ledger.proxy.exchange import METADATA, REFUSED_HEADER
-from usage_ledger.proxy.options import Settings
 
 
-def replayed_entry(http_flow: http.HTTPFlow, settings: Settings, writer: str) -> Entry | None:
-    """Return what the ledger is handed for a captured flow; None where the flow left no row when it was live."""
-    facts = http_flow.metadata.get(METADATA)
-    facts = facts if isinstance(facts, dict) else {}
+def replayed_entry(http_flow: http.HTTPFlow, account: str, tag_header: str, writer: str) -> Entry | None:
+    """Return what the ledger is handed for a captured flow; None where the flow left no row when it was live.
+
+    `account` and `tag_header` are the options of the same names, `writer` is who writes the row.
+    """
+    facts = noted(http_flow)
     from_har = _is_from_har(http_flow)
     ending = _ending(http_flow, facts, from_har)
     if ending is None:
         return None
     request, response = http_flow.request, _response(http_flow)
-    tag = facts.get("tag") or (request.headers.get(settings.tag_header) if settings.tag_header else None)
+    tag = facts.get("tag") or (request.headers.get(tag_header) if tag_header else None)
     # Loading rewrites host and port in reverse mode; the Host header still says where the request went.
-    record = rows.pending_record(http_flow, request.pretty_host, settings.account, tag, writer)
+    record = rows.pending_record(http_flow, request.pretty_host, account, tag, writer)
     if request.raw_content:
         fields = read_request(request.raw_content, request.headers.get("content-encoding", ""))
         rows.add_request_fields(record, fields)
     verdict, captured = _verdict(http_flow, ending, facts.get("captured"))
-    entry = rows.settled_entry(record, response, verdict, settings.account, _completed_at(http_flow))
+    entry = rows.settled_entry(record, response, verdict, account, _completed_at(http_flow))
     record.origin = "replay"
     if response is not None and response.raw_content is not None:
         record.response_bytes = len(response.raw_content)

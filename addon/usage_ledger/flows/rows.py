@@ -1,6 +1,6 @@
 """Rows: from a flow and a verdict to what the ledger is handed.
 
-Room: proxy. Imports mitmproxy, the messages room and the ledger's record. Pure functions; both live traffic and replay
+Room: flows. Imports mitmproxy, the messages room and the ledger's record. Pure functions; both live traffic and replay
 build their rows here, so that a replayed flow finds its row and says the same.
 """
 
@@ -11,10 +11,10 @@ from datetime import UTC, date, datetime
 import msgspec
 from mitmproxy import http
 
+from usage_ledger.flows.identity import name_answer, name_requester, rate_limits, without_keys
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.messages import COUNT_NAMES, Ending, MessageReader, RequestFields, State, Verdict, clean, text_or_none
-from usage_ledger.proxy.identity import name_answer, name_requester, rate_limits, without_keys
 
 BODY_LIMIT = 64 * 1024 * 1024
 """Bytes of a streamed request body that are kept for its few fields."""

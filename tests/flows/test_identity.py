@@ -2,8 +2,8 @@
 
 import pytest
 from mitmproxy import http
+from usage_ledger.flows.identity import credential_of, hint_of, name_requester, rate_limits
 from usage_ledger.ledger.record import Record
-from usage_ledger.proxy.identity import credential_of, hint_of, name_requester, rate_limits
 
 API_KEY = "sk-ant-api03-R2D2abcdefghijklmnopqrstuvwxyzigAA"
 OAUTH = "sk-ant-oat01-abcdefghijklmnopqrstuvwxyz0123456789"

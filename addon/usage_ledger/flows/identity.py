@@ -1,6 +1,6 @@
 """Who a request is from and what it answers to: the columns that come from its headers.
 
-Room: proxy. Imports mitmproxy, the messages room and the ledger's record. Promises that no credential leaves here but
+Room: flows. Imports mitmproxy, the messages room and the ledger's record. Promises that no credential leaves here but
 as the hint the Console shows and as a short hash.
 """
 
