@@ -292,6 +292,13 @@ def test_a_json_answer_is_never_decoded_to_a_whole_tree(field: str, odd: bytes) 
     assert (verdicts[0].state, verdicts[0].reason) == expected
 
 
+def test_text_that_looks_like_no_number_does_not_break_an_answer_that_has_to_be_mended() -> None:
+    text = {"type": "text", "text": "Is it [NaN, -Infinity]? \\", "id": "@"}
+    body = json.dumps({**MESSAGE, "content": [text]}).replace('"@"', '"\\ud800"').encode()
+    verdict = judge([body])
+    assert (verdict.state, verdict.reason) == (COMPLETE, None)
+
+
 @pytest.mark.parametrize("field", ["model", "metadata", "stream", "messages"])
 @pytest.mark.parametrize("odd", [b"1", b"NaN", b'"\\ud800"'], ids=["plain", "NaN", "lone surrogate"])
 def test_nor_is_a_request(field: str, odd: bytes) -> None:

@@ -14,7 +14,7 @@ FIELD_LIMIT = 64 * 1024
 """A field whose JSON is longer than this many bytes is not decoded."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_NOT_A_NUMBER = re.compile(rb"(?<=[\s:\[,])(?:NaN|-?Infinity)(?=[\s,\]}])")
+_TEXT_OR_NO_NUMBER = re.compile(rb'"(?:[^"\\]++|\\.)*+"|(?<=[\s:\[,])(?:NaN|-?Infinity)(?=[\s,\]}])', re.DOTALL)
 _FAILURES = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -44,5 +44,5 @@ def _mended(data: bytes) -> bytes:
     data = data.decode("utf-8", "replace").encode()
     data = _SURROGATE.sub(rb"\\ufffd", data)
     if b"NaN" in data or b"Infinity" in data:
-        data = _NOT_A_NUMBER.sub(b'"not a number"', data)
+        data = _TEXT_OR_NO_NUMBER.sub(lambda found: found[0] if found[0][:1] == b'"' else b'"not a number"', data)
     return data

@@ -101,7 +101,7 @@ class EventReader:
             while place >= 0:
                 start, end = _around(block, place)
                 if start not in events:
-                    events[start] = _parse(block[start : min(end, start + EVENT_LIMIT)], end - start > EVENT_LIMIT)
+                    events[start] = parse_event(block[start : min(end, start + EVENT_LIMIT)], end - start > EVENT_LIMIT)
                 place = block.find(marker, end)
         if self._once is not None:
             self._look_for_once(block)
@@ -112,7 +112,7 @@ class EventReader:
         place = block.find(self._once)
         while place >= 0:
             start, end = _around(block, place)
-            event = _parse(block[start : min(end, start + EVENT_LIMIT)])
+            event = parse_event(block[start : min(end, start + EVENT_LIMIT)])
             if event is not None and self._is_it(event):
                 self._once = None
                 return
@@ -131,7 +131,7 @@ class EventReader:
             for event in events:
                 event.truncated = True
             if not events:
-                self._head = _parse(head, truncated=True)
+                self._head = parse_event(head, truncated=True)
         events = events or self._skip(bytes(carry))
         del carry[:-_OVERLAP]
         return events
@@ -170,7 +170,7 @@ def _around(block: bytes, place: int) -> tuple[int, int]:
     return (0 if start < 0 else start + 2), (len(block) if end < 0 else end)
 
 
-def _parse(raw: bytes, truncated: bool = False) -> Event | None:
+def parse_event(raw: bytes, truncated: bool = False) -> Event | None:
     """Read the fields of one event (its lines end in LF); None when it has no data, which is no event at all.
 
     An event that was cut may have its data behind the cut.
