@@ -167,6 +167,10 @@ def tool_output(*arguments: str) -> str:
     return done.stdout.decode()
 
 
+class StoppedError(BaseException):
+    """Ctrl-C. Python ends a program by a signal, and not with its code, where a KeyboardInterrupt came in an `exec`."""
+
+
 def run() -> int:
     """Run the demo; 130 where Ctrl-C ended it, whatever that made fail on the way out."""
     stopped = False
@@ -174,7 +178,7 @@ def run() -> int:
     def stop(*_: object) -> None:
         nonlocal stopped
         stopped = True
-        raise KeyboardInterrupt
+        raise StoppedError
 
     signal.signal(signal.SIGINT, stop)
     try:

@@ -1,5 +1,6 @@
 """The scripts a person runs on a checkout."""
 
+import json
 import os
 import signal
 import subprocess
@@ -62,6 +63,36 @@ def test_a_demo_that_is_interrupted_leaves_no_process_and_no_file(tmp_path: Path
 
     wait_until(group_is_gone)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_samples_are_made_anew_by_one_command_and_say_the_same(tmp_path: Path) -> None:
+    """But for when it was, and the ids that come from that."""
+    of_the_time = {"id", "occurred_at", "completed_at", "duration_ms"}
+
+    def rows_in(folder: Path) -> dict[str, list[dict[str, object]]]:
+        return {
+            path.name: [
+                {name: value for name, value in row.items() if name not in of_the_time}
+                for row in json.loads(path.read_text(encoding="utf-8"))
+            ]
+            for path in folder.glob("*.json")
+        }
+
+    temporary, made = tmp_path / "temporary", tmp_path / "made"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.make_samples", made],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert rows_in(made) == rows_in(ROOT / "data" / "flows")
+    assert {path.name for path in made.iterdir()} == {path.name for path in (ROOT / "data" / "flows").iterdir()}
+    assert list(temporary.iterdir()) == []
 
 
 def test_without_a_fitting_python_a_script_says_in_one_line_what_is_missing(tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ from usage_ledger.cli.close import close
 from usage_ledger.cli.export import export
 from usage_ledger.cli.fetch import fetch
 from usage_ledger.cli.import_ import import_
+from usage_ledger.cli.inspect import inspect
 from usage_ledger.cli.output import FOUND, on_one_line
 from usage_ledger.cli.price import price
 from usage_ledger.cli.reconcile import reconcile
+from usage_ledger.cli.redact import redact
 from usage_ledger.cli.review import review
 from usage_ledger.cli.rows import rows
 from usage_ledger.cli.summary import summary
@@ -81,8 +83,10 @@ main.add_command(close)
 main.add_command(export)
 main.add_command(fetch)
 main.add_command(import_)
+main.add_command(inspect)
 main.add_command(price)
 main.add_command(reconcile)
+main.add_command(redact)
 main.add_command(review)
 main.add_command(rows)
 main.add_command(summary)
