@@ -6,7 +6,9 @@ platform.claude.com/docs/en/models/<model>/overview, "Data residency" (…/docs/
 "Service tiers" (…/docs/en/api/service-tiers). Prices are USD per million tokens.
 """
 
-from datetime import datetime
+import decimal
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -15,9 +17,9 @@ import pytest
 from genai_prices.types import Usage
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from usage_ledger.ledger.money import as_text
+from usage_ledger.ledger.money import EXACT, as_text
 from usage_ledger.prices import listed
-from usage_ledger.prices.parts import UnpricedError
+from usage_ledger.prices.parts import Tokens, UnpricedError
 from usage_ledger.prices.pricer import Pricer
 
 from tests.prices.rows import MOMENT, entry, iteration
@@ -317,3 +319,29 @@ def test_amounts_are_exact_and_those_of_the_price_list(model: str, tokens: tuple
 )
 def test_a_pattern_is_known_where_it_can_mean_a_listed_model(pattern: str, known: bool) -> None:
     assert listed.knows(pattern) is known
+
+
+COUNTS = st.integers(0, 10**7)
+
+
+@given(
+    st.sampled_from(sorted(model.id for model in listed._anthropic.models)),
+    st.builds(Tokens, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS),
+    st.dates(date(2025, 1, 1), date(2027, 1, 1)),
+)
+@settings(max_examples=400, deadline=None)
+def test_what_tokens_cost_is_what_the_library_says(model: str, tokens: Tokens, day: date) -> None:
+    """Where it has a price for each kind of them; the library takes another kind's where it has none."""
+    with suppress(UnpricedError), decimal.localcontext(EXACT):
+        prices = listed.list_rates(model, datetime(day.year, day.month, day.day, tzinfo=UTC), "", "").prices
+        cost = listed.tokens_cost(prices, tokens, model)
+        written = tokens.cache_write_5m + tokens.cache_write_1h
+        usage = Usage(
+            input_tokens=tokens.input + written + tokens.cache_read,
+            cache_write_tokens=written,
+            cache_write_5m_tokens=tokens.cache_write_5m,
+            cache_write_1h_tokens=tokens.cache_write_1h,
+            cache_read_tokens=tokens.cache_read,
+            output_tokens=tokens.output,
+        )
+        assert cost == prices.calc_price(usage)["total_price"]

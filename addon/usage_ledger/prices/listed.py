@@ -80,7 +80,14 @@ def _base(price: Decimal | TieredPrices | None) -> Decimal | None:
 
 
 def tokens_cost(prices: ModelPrice, tokens: Tokens, model: str) -> Decimal:
-    """Return what the tokens of one request cost in USD, all its prices by the length of its own prompt."""
+    """Return what the tokens of one request cost in USD, all its prices by the length of its own prompt.
+
+    It is what the library's own `ModelPrice.calc_price` returns, which a test holds it to, in a fifth of the time: each
+    request of a proxy is priced. Left to itself, the library takes the price of another kind of token where one is
+    missing, or none.
+    """
+    prompt = tokens.input + tokens.cache_write_5m + tokens.cache_write_1h + tokens.cache_read
+    total = Decimal(0)
     for count, key, words in (
         (tokens.input, "input_mtok", "input"),
         (tokens.output, "output_mtok", "output"),
@@ -88,19 +95,12 @@ def tokens_cost(prices: ModelPrice, tokens: Tokens, model: str) -> Decimal:
         (tokens.cache_write_1h, "cache_write_1h_mtok", "1-hour cache writes"),
         (tokens.cache_read, "cache_read_mtok", "cache reads"),
     ):
-        # Left to itself, the library takes the price of another kind of token, or none.
-        if count and getattr(prices, key) is None:
-            raise UnpricedError(f"there is no price for {words} of {model}")
-    written = tokens.cache_write_5m + tokens.cache_write_1h
-    usage = Usage(
-        input_tokens=tokens.input + written + tokens.cache_read,
-        cache_write_tokens=written,
-        cache_write_5m_tokens=tokens.cache_write_5m,
-        cache_write_1h_tokens=tokens.cache_write_1h,
-        cache_read_tokens=tokens.cache_read,
-        output_tokens=tokens.output,
-    )
-    return prices.calc_price(usage)["total_price"]
+        if count:
+            price = _at_length(getattr(prices, key), prompt)
+            if price is None:
+                raise UnpricedError(f"there is no price for {words} of {model}")
+            total += count * price
+    return total / 1_000_000
 
 
 def kinds_cost(prices: ModelPrice, tokens: Tokens, model: str) -> dict[str, Decimal]:
