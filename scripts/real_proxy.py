@@ -20,9 +20,9 @@ ADDON = ROOT / "addon" / "usage.py"
 _LISTENING = re.compile(r"listening at (?:https?://)?\*?[^ ]*?:(\d+)")
 
 
-def mitmdump() -> str:
-    """Return the mitmdump that belongs to this Python."""
-    return str(Path(sys.executable).with_name("mitmdump"))
+def mitmproxys(program: str) -> str:
+    """Return one of mitmproxy's programs: the one that belongs to this Python."""
+    return str(Path(sys.executable).with_name(program))
 
 
 class Proxy:
@@ -36,10 +36,15 @@ class Proxy:
         mode: str | None = None,
         script: Path | None = ADDON,
         strategy: str = "lazy",
+        program: str = "mitmdump",
         inside: Sequence[str] = (),
         user: tuple[int, int] | None = None,
     ) -> None:
-        """Start it. `inside` is a command that runs it (a container), `user` a user and group id to run it as."""
+        """Start it.
+
+        `program` may be another of mitmproxy's, `inside` is a command that runs it (a container), `user` a user and
+        group id to run it as.
+        """
         self.ledger = ledger
         self.lines: list[str] = []
         self.port = 0
@@ -52,7 +57,7 @@ class Proxy:
             inside = ("setpriv", f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups", *rights)
         command = [
             *inside,
-            mitmdump(),
+            mitmproxys(program),
             *("--mode", mode or f"reverse:{upstream}", "--listen-host", "127.0.0.1", "-p", "0"),
             *("--set", f"connection_strategy={strategy}", "--set", "ssl_insecure=true"),
             *("--set", f"confdir={self._settings.name}", "--set", f"usage_db={ledger}"),
@@ -176,7 +181,7 @@ def replay(capture: Path, ledger: Path, *arguments: str) -> str:
     """Read a capture with the addon (`mitmdump -nr`) and return the log."""
     with tempfile.TemporaryDirectory(prefix="mitmproxy-") as settings:
         command = [
-            mitmdump(),
+            mitmproxys("mitmdump"),
             *("-nr", str(capture), "-s", str(ADDON), "--set", f"usage_db={ledger}"),
             *("--set", f"confdir={settings}", *arguments),
         ]

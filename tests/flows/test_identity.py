@@ -2,7 +2,7 @@
 
 import pytest
 from mitmproxy import http
-from usage_ledger.flows.identity import credential_of, hint_of, name_requester, rate_limits
+from usage_ledger.flows.identity import credential_of, folded, hint_of, name_requester, rate_limits
 from usage_ledger.ledger.record import Record
 
 API_KEY = "sk-ant-api03-R2D2abcdefghijklmnopqrstuvwxyzigAA"
@@ -49,3 +49,9 @@ def test_headers_that_are_no_text_become_text() -> None:
     assert "\udcff" not in str(record)
     limits = rate_limits(http.Headers([(b"anthropic-ratelimit-requests-limit", b"5\xff"), (b"other", b"1")]))
     assert limits == {"anthropic-ratelimit-requests-limit": "5\ufffd"}
+
+
+def test_headers_are_folded_as_mitmproxy_folds_them() -> None:
+    fields = [(b"X-Api-Key", b"a"), (b"x-api-key", b"b"), (b"Request-Id", b"r\xff"), (b"ACCEPT", b"")]
+    headers = http.Headers(fields)
+    assert folded(headers) == {name: headers[name] for name in ("x-api-key", "request-id", "accept")}

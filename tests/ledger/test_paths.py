@@ -14,7 +14,7 @@ from usage_ledger.ledger.presence import Presence, writers_folder
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 
-from scripts.real_proxy import ADDON, mitmdump
+from scripts.real_proxy import ADDON, mitmproxys
 
 
 def mode(path: Path) -> str:
@@ -97,7 +97,7 @@ def test_the_addon_takes_it_for_an_option_that_cannot_work(tmp_path: Path, throu
     path = "~nosuchuser/usage.db"
     arguments = ["-s", str(ADDON), "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0"]
     done = subprocess.run(
-        [mitmdump(), *arguments, *(["--set", f"usage_db={path}"] if through == "option" else [])],
+        [mitmproxys("mitmdump"), *arguments, *(["--set", f"usage_db={path}"] if through == "option" else [])],
         env={**os.environ, "USAGE_LEDGER_DB": path},
         capture_output=True,
         text=True,

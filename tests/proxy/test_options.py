@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.real_proxy import ADDON, mitmdump
+from scripts.real_proxy import ADDON, mitmproxys
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ from scripts.real_proxy import ADDON, mitmdump
 def test_a_bad_option_is_named(tmp_path: Path, option: str, says: str) -> None:
     done = subprocess.run(
         [
-            mitmdump(),
+            mitmproxys("mitmdump"),
             *("-s", str(ADDON), "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0"),
             *("--set", option.partition(" --set ")[0]),
             *(word for more in option.split(" --set ")[1:] for word in ("--set", more)),
@@ -60,7 +60,7 @@ def test_alerts_to_an_address_need_their_extra(tmp_path: Path) -> None:
     (tmp_path / "apprise.py").write_text("raise ImportError('not installed')")
     done = subprocess.run(
         [
-            mitmdump(),
+            mitmproxys("mitmdump"),
             *("-s", str(ADDON), "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0"),
             *("--set", "usage_alert_rate=0.1", "--set", "usage_alert_url=json://127.0.0.1/TOKEN"),
         ],

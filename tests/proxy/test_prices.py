@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from scripts.fake_console import NORMAL, FakeConsole
-from scripts.real_proxy import ADDON, Proxy, mitmdump, replay, rows_of, settled_rows, wait_until
+from scripts.real_proxy import ADDON, Proxy, mitmproxys, replay, rows_of, settled_rows, wait_until
 
 SOURCE = f"genai-prices {genai_prices.__version__}"
 Ask = Callable[..., httpx.Response]
@@ -169,7 +169,8 @@ def test_a_bad_price_file_ends_mitmdump_before_it_takes_traffic(
         environment["USAGE_LEDGER_PRICES"] = str(prices)
     done = subprocess.run(
         [
-            *(mitmdump(), "-s", str(ADDON), "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0"),
+            *(mitmproxys("mitmdump"), "-s", str(ADDON), "--set", f"confdir={tmp_path}"),
+            *("--listen-host", "127.0.0.1", "-p", "0"),
             *(("--set", f"usage_prices={prices}") if how == "option" else ()),
         ],
         env={**os.environ, **environment},

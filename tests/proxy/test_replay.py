@@ -1,15 +1,20 @@
 """Captures that are replayed: the same rows, never more, never worse."""
 
 import asyncio
+import gzip
 import json
+import random
 import socket
 import sqlite3
+import zlib
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+import brotli
 import httpx
 import pytest
+import zstandard
 from mitmproxy import http
 from mitmproxy.io import FlowReader, FlowWriter
 
@@ -17,6 +22,23 @@ from scripts.fake_console import JSON, NORMAL, SSE, FakeConsole, Reply, Request,
 from scripts.real_proxy import Proxy, replay, rows_of, settled_rows
 
 DATA = Path(__file__).parents[2] / "data"
+
+
+def in_blocks(data: bytes) -> bytes:
+    """zstd as a server sends it that streams: each block whole, so that it can be read before the next one comes."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    pieces = [data[place : place + 2_000] for place in range(0, len(data), 2_000)]
+    packed = [compressor.compress(piece) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for piece in pieces]
+    return b"".join([*packed, compressor.flush()])
+
+
+ENCODE: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    "gzip": gzip.compress,
+    "br": brotli.compress,
+    "zstd": in_blocks,
+    "deflate": zlib.compress,
+}
 SCENARIOS = ("normal", "without_usage", "iterations", "breaks", "gzipped", "json", "rate_limited")
 
 
@@ -192,8 +214,6 @@ def test_a_replayed_break_keeps_its_reason(
 def test_a_body_whose_encoding_breaks_yields_on_replay_what_the_live_stream_showed(
     tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
 ) -> None:
-    import gzip
-
     whole = gzip.compress(b"".join(NORMAL) + b": " + bytes(range(256)) * 40 + b"\n\n")
     broken = whole[:-300] + b"\xff" * 300
     pieces = [broken[place : place + 50] for place in range(0, len(broken), 50)]
@@ -380,3 +400,29 @@ def test_a_flow_whose_body_was_not_captured_touches_no_row_not_even_a_pending_on
     replay(capture, tmp_path / "other.db")
     (row,) = rows_of(tmp_path / "other.db")
     assert (row["usage_state"], row["review_reason"]) == ("missing", "body_not_captured")
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip", "br", "zstd", "deflate"])
+def test_bodies_that_broke_off_are_kept_in_captures_and_in_hars(
+    tmp_path: Path,
+    console: FakeConsole,
+    start_proxy: Callable[..., Proxy],
+    ask: Callable[..., httpx.Response],
+    encoding: str,
+) -> None:
+    whole = b"".join([*NORMAL[:4], b": " + random.Random(1).randbytes(40_000).hex().encode() + b"\n\n", *NORMAL[4:]])
+    body = ENCODE[encoding](whole)
+    half = body[: len(body) // 2]
+    console.scenarios["half"] = streaming([half], {"content-encoding": encoding} if encoding else {}, ends=False)
+    capture, har = tmp_path / "capture.mitm", tmp_path / "flows.har"
+    proxy = start_proxy("-w", str(capture), "--set", f"hardump={har}")
+    with suppress(httpx.TransportError):
+        ask(proxy, "half")
+    (live,) = settled_rows(proxy.ledger, 1)
+    proxy.stop()
+    assert (live["usage_state"], live["input_tokens"], live["response_bytes"]) == ("partial", 12, len(half))
+    for file, reason in ((capture, "upstream_closed"), (har, "no_usage_data")):  # a HAR does not tell of errors
+        replay(file, tmp_path / f"{file.name}.db")
+        (row,) = rows_of(tmp_path / f"{file.name}.db")
+        assert (row["usage_state"], row["input_tokens"]) == ("partial", 12)
+        assert row["review_reason"] in (reason, "unreadable_body")

@@ -4,6 +4,9 @@ Room: flows. Imports mitmproxy, the messages room and the ledger's record. Promi
 it had when it was live, and says of its response what the live proxy said, as far as the capture tells it.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from mitmproxy import flow, http
 
 from usage_ledger.flows import rows
@@ -11,14 +14,33 @@ from usage_ledger.flows.notes import REFUSED_HEADER, noted
 from usage_ledger.ledger.record import Entry
 from usage_ledger.messages import Ending, MessageReader, Verdict, body_not_captured, read_request
 
+ANY_ENCODING = "br"
+"""Stands for an encoding that is not told: what is neither text nor known by its beginning is tried as each."""
 
-def replayed_entry(http_flow: http.HTTPFlow, account: str, tag_header: str, writer: str) -> Entry | None:
-    """Return what the ledger is handed for a captured flow; None where the flow left no row when it was live.
 
-    `account` and `tag_header` are the options of the same names, `writer` is who writes the row.
+class Judged(NamedTuple):
+    """A captured flow: what the ledger is handed for it, and why. `captured`: the capture holds what it takes."""
+
+    entry: Entry
+    ending: Ending
+    verdict: Verdict
+    captured: bool
+
+
+def judge(
+    http_flow: http.HTTPFlow,
+    account: str,
+    tag_header: str,
+    writer: str,
+    reader_for: Callable[[str], MessageReader] = MessageReader,
+) -> Judged | None:
+    """Judge a captured flow; None where the flow left no row when it was live.
+
+    `account` and `tag_header` are the options of the same names, `writer` is who writes the row. `reader_for` makes the
+    reader of its body, by the body's encoding.
     """
     facts = noted(http_flow)
-    from_har = _is_from_har(http_flow)
+    from_har = is_from_har(http_flow)
     ending = _ending(http_flow, facts, from_har)
     if ending is None:
         return None
@@ -29,11 +51,12 @@ def replayed_entry(http_flow: http.HTTPFlow, account: str, tag_header: str, writ
     if request.raw_content:
         fields = read_request(request.raw_content, request.headers.get("content-encoding", ""))
         rows.add_request_fields(record, fields)
-    verdict, captured = _verdict(http_flow, ending, facts.get("captured"))
+    verdict, captured = _verdict(http_flow, ending, facts.get("captured"), reader_for)
     entry = rows.settled_entry(record, response, verdict, account, _completed_at(http_flow))
     record.origin = "replay"
     if response is not None and response.raw_content is not None:
-        record.response_bytes = len(response.raw_content)
+        size = facts.get("response_bytes")
+        record.response_bytes = size if type(size) is int and size >= 0 else len(response.raw_content)
     entry.only_new = not captured
     if from_har:
         entry.identify = True
@@ -42,10 +65,12 @@ def replayed_entry(http_flow: http.HTTPFlow, account: str, tag_header: str, writ
             iteration.record_id = record.id
     else:
         entry.alias = rows.lasting_id(record)
-    return entry
+    return Judged(entry, ending, verdict, captured)
 
 
-def _verdict(http_flow: http.HTTPFlow, ending: Ending, captured: object) -> tuple[Verdict, bool]:
+def _verdict(
+    http_flow: http.HTTPFlow, ending: Ending, captured: object, reader_for: Callable[[str], MessageReader]
+) -> tuple[Verdict, bool]:
     """Return the verdict on a captured flow, and whether the capture holds what a verdict needs.
 
     `captured` is what the live addon noted of that, if it was there.
@@ -59,7 +84,12 @@ def _verdict(http_flow: http.HTTPFlow, ending: Ending, captured: object) -> tupl
         captured = bool(response.raw_content) or (response.raw_content is not None and ending is Ending.FINISHED)
     if not captured:
         return body_not_captured(), False
-    reader = rows.read_whole(response, clean=ending is Ending.FINISHED)
+    encoding = response.headers.get("content-encoding", "")
+    if is_from_har(http_flow):
+        encoding = encoding or ANY_ENCODING  # reading a HAR drops the header also where the body could not be decoded
+    reader = reader_for(encoding)
+    reader.feed(response.raw_content or b"")
+    reader.finish(clean=ending is Ending.FINISHED)
     return reader.verdict(ending, response.status_code, rows.day(http_flow)), True
 
 
@@ -92,16 +122,16 @@ def _ending(http_flow: http.HTTPFlow, facts: dict[str, object], from_har: bool) 
     if not connected and not from_har:
         return None  # an answer without a connection to upstream is the proxy's own
     if error is not None:
-        return Ending.CLIENT_DISCONNECTED if _client_left(error.msg) else Ending.UPSTREAM_CLOSED
+        return Ending.CLIENT_DISCONNECTED if client_left(error.msg) else Ending.UPSTREAM_CLOSED
     return Ending.FINISHED
 
 
-def _client_left(message: str) -> bool:
+def client_left(message: str) -> bool:
     """Whether an error text tells that the client left; where it is ambiguous, it does not."""
     return "client disconnect" in message.lower()
 
 
-def _is_from_har(http_flow: http.HTTPFlow) -> bool:
+def is_from_har(http_flow: http.HTTPFlow) -> bool:
     """Whether mitmproxy made the flow from a HAR entry: it then has no client port and never a server connection."""
     return http_flow.client_conn.peername == ("127.0.0.1", 0) and http_flow.server_conn.timestamp_start is None
 

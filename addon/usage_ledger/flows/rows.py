@@ -6,12 +6,13 @@ build their rows here, so that a replayed flow finds its row and says the same.
 
 import hashlib
 import time
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 
 import msgspec
 from mitmproxy import http
 
-from usage_ledger.flows.identity import name_answer, name_requester, rate_limits, without_keys
+from usage_ledger.flows.identity import folded, name_answer, name_requester, rate_limits, without_keys
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.messages import COUNT_NAMES, Ending, MessageReader, RequestFields, State, Verdict, clean, text_or_none
@@ -20,6 +21,7 @@ BODY_LIMIT = 64 * 1024 * 1024
 """Bytes of a streamed request body that are kept for its few fields."""
 
 PATH_LIMIT = 512
+EVENT_STREAM = "text/event-stream"
 
 
 def moment(timestamp: float) -> str:
@@ -53,6 +55,7 @@ def lasting_id(record: Record) -> str:
 def pending_record(flow: http.HTTPFlow, host: str, account: str, tag: str | None, writer: str) -> Record:
     """Return the row of a request that is about to go upstream, by its headers alone."""
     request = flow.request
+    headers = folded(request.headers)
     record = Record(
         id=record_id(flow),
         occurred_at=moment(request.timestamp_start),
@@ -61,8 +64,8 @@ def pending_record(flow: http.HTTPFlow, host: str, account: str, tag: str | None
         tag=text_or_none(without_keys(tag or "")),
         writer=writer,
     )
-    name_requester(record, request.headers, account)
-    user_agent = text_or_none(without_keys(request.headers.get("user-agent", "")))
+    name_requester(record, headers, account)
+    user_agent = text_or_none(without_keys(headers.get("user-agent", "")))
     if user_agent:
         record.metadata = _as_json({"user_agent": user_agent})
     return record
@@ -91,10 +94,11 @@ def settled_entry(
     """
     metadata = msgspec.json.decode(record.metadata)
     if response is not None:
-        name_answer(record, response.headers, account)
+        headers = folded(response.headers)
+        name_answer(record, headers, account)
         record.http_status = response.status_code
-        record.stream = int(is_event_stream(response))
-        limits = rate_limits(response.headers)
+        record.stream = int(media_type(headers) == EVENT_STREAM)
+        limits = rate_limits(headers)
         if limits:
             metadata["rate_limits"] = limits
     describe(record, verdict)
@@ -118,9 +122,10 @@ def unjudged_entry(record: Record, flow: http.HTTPFlow, ending: Ending) -> Entry
 
 def progress_record(record: Record, response: http.Response, verdict: Verdict, account: str) -> Record:
     """Fill a record with what an open stream has told so far; it stays pending."""
-    name_answer(record, response.headers, account)
+    headers = folded(response.headers)
+    name_answer(record, headers, account)
     record.http_status = response.status_code
-    record.stream = int(is_event_stream(response))
+    record.stream = int(media_type(headers) == EVENT_STREAM)
     describe(record, verdict)
     record.usage_state, record.requires_manual_review, record.review_reason = State.PENDING.value, 0, None
     record.total_cost = None  # of a stream that is open nothing is settled, not even that it costs nothing
@@ -185,13 +190,12 @@ def iteration_rows(row_id: str, verdict: Verdict) -> list[IterationRow]:
 
 def is_event_stream(response: http.Response) -> bool:
     """Whether a response is a stream of server-sent events by its content type."""
-    return content_type(response) == "text/event-stream"
+    return media_type(response.headers) == EVENT_STREAM
 
 
-def content_type(response: http.Response) -> str:
-    """Return the media type of a response, without parameters."""
-    value: str = response.headers.get("content-type", "")
-    return value.partition(";")[0].strip().lower()
+def media_type(headers: Mapping[str, str]) -> str:
+    """Return the media type that a response's headers tell, without parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def log_line(record: Record) -> tuple[str, bool]:

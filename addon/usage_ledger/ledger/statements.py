@@ -6,7 +6,10 @@ worse one: corrected > complete > none > partial > missing > pending, and that a
 (but a partial row takes a larger lower bound, and a pending row what its own writer has learnt since).
 """
 
+from typing import Any
+
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
+from usage_ledger.ledger.record import Record
 
 
 def _rank(row: str) -> str:
@@ -98,6 +101,19 @@ FIND_BY_START = """
         AND (message_id IS NULL OR ?5 IS NULL OR message_id = ?5)
     ORDER BY id LIMIT 1
 """
+
+
+def identifying(record: Record) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return what finds the row of a flow whose id does not last, best first: statements with their values.
+
+    Where the first of its values is not known, a statement finds nothing.
+    """
+    return [
+        (FIND_BY_REQUEST_ID, (record.request_id,)),
+        (FIND_BY_MESSAGE_ID, (record.message_id, record.request_id)),
+        (FIND_BY_START, (record.occurred_at, record.host, record.path, record.request_id, record.message_id)),
+    ]
+
 
 PENDING_WRITERS = "SELECT DISTINCT writer FROM usage_records WHERE usage_state = 'pending'"
 SETTLE_DEAD = """

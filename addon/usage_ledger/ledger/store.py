@@ -144,15 +144,7 @@ class Store:
 
     def _identify(self, entry: Entry) -> None:
         """Give an entry whose flow id does not last the id of the row that it already has."""
-        record = entry.record
-        for statement, values in (
-            (statements.FIND_BY_REQUEST_ID, (record.request_id,)),
-            (statements.FIND_BY_MESSAGE_ID, (record.message_id, record.request_id)),
-            (
-                statements.FIND_BY_START,
-                (record.occurred_at, record.host, record.path, record.request_id, record.message_id),
-            ),
-        ):
+        for statement, values in statements.identifying(entry.record):
             found = self.connection.execute(statement, values).fetchone() if values[0] else None
             if found:
                 _rename(entry, found[0])

@@ -98,22 +98,24 @@ class Writer:
 
     def submit(self, entry: Entry) -> "asyncio.Future[bool]":
         """Hand in a row; the future (shared by the batch: shield it) tells whether it was committed."""
-        return self._hand_in(entry, None)
+        return self._hand_in([entry], [])
+
+    def submit_all(self, entries: list[Entry]) -> "asyncio.Future[bool]":
+        """Hand in rows that may wait for each other, such as those of a replay: they cost one commit."""
+        return self._hand_in(entries, [])
 
     def withdraw(self, record_id: str) -> "asyncio.Future[bool]":
         """Remove a row if it is still pending."""
-        return self._hand_in(None, record_id)
+        return self._hand_in([], [record_id])
 
-    def _hand_in(self, entry: Entry | None, withdrawn: str | None) -> "asyncio.Future[bool]":
+    def _hand_in(self, entries: list[Entry], withdrawn: list[str]) -> "asyncio.Future[bool]":
         with self._lock:
             batch = self._open
             first = batch is None
             if batch is None:
                 batch = self._open = _Batch(asyncio.get_running_loop().create_future())
-            if entry is not None:
-                batch.entries.append(entry)
-            if withdrawn is not None:
-                batch.withdrawn.append(withdrawn)
+            batch.entries += entries
+            batch.withdrawn += withdrawn
         if first:
             self._wake.put(True)
         if self.trouble is None:

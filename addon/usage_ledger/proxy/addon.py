@@ -14,21 +14,22 @@ import logging
 from collections.abc import Awaitable
 from weakref import WeakSet
 
-from mitmproxy import ctx, http
+from mitmproxy import contentviews, ctx, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.errorcheck import ErrorCheckHandler
 
+from usage_ledger.flows.metered import is_chosen
 from usage_ledger.flows.notes import is_noted, note
-from usage_ledger.flows.replay import replayed_entry
+from usage_ledger.flows.replay import judge
 from usage_ledger.flows.rows import log_line
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
 from usage_ledger.prices import pricer
 from usage_ledger.proxy import options
 from usage_ledger.proxy.exchange import Exchange
-
-REPLAYED_AT_ONCE = 512
-"""Replayed flows are handed to the writer without waiting; after so many, the replay waits for them to be stored."""
+from usage_ledger.proxy.marks import mark
+from usage_ledger.proxy.replaying import Replaying
+from usage_ledger.proxy.view import UsageView
 
 SWEEP_SECONDS = 1.0
 
@@ -51,13 +52,15 @@ class UsageLedger:
         self._settings: options.Settings | None = None
         self._is_running = False
         self._started = False
-        self._replayed = 0
+        self._replaying = Replaying()
+        self._written_by: tuple[options.Settings, Writer] | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._over: set[int] = set()
 
     # The life of the addon.
 
     def load(self, loader: Loader) -> None:
+        contentviews.add(UsageView)
         options.declare(loader)
         options.refuse_what_mitmproxy_cannot_set(ctx.options.deferred)
 
@@ -95,6 +98,7 @@ class UsageLedger:
         # function, because an async `done` keeps mitmproxy from loading the new script.
         if self._sweep is not None:
             self._sweep.cancel()
+        self._replaying.finish()
         return self._stop() if ctx.master.should_exit.is_set() else None
 
     async def _stop(self) -> None:
@@ -131,6 +135,8 @@ class UsageLedger:
                 exchange.refuse()
         elif flow.live and flow.response is not None and self._is_chosen(flow):
             note(flow, answered_by_proxy=True)
+        elif flow not in _live and flow.response is None and flow.error is None:
+            await self._replay(flow)  # it was saved in flight: for what has no end, mitmproxy calls no later hook
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         _remember(flow)
@@ -193,27 +199,24 @@ class UsageLedger:
         if not self._is_chosen(flow):
             return
         writer = self._writer()
-        entry = replayed_entry(flow, settings.account, settings.tag_header, writer.name)
-        if entry is None:
+        try:
+            judged = judge(flow, settings.account, settings.tag_header, writer.name)
+        except Exception as error:  # noqa: BLE001 - a damaged capture may hold anything
+            _log.warning(f"usage ledger: flow {flow.id} of the capture is damaged ({error!r}), and leaves no row")
             return
-        line, warns = log_line(entry.record)
+        if judged is None:
+            return
+        line, warns = log_line(judged.entry.record)
         _log.log(logging.WARNING if warns else logging.INFO, line)
-        stored = writer.submit(entry)
-        self._replayed += 1
-        if self._replayed % REPLAYED_AT_ONCE == 0:
-            await asyncio.shield(stored)
+        duration = judged.entry.record.duration_ms
+        mark(flow, judged.verdict, None if duration is None else duration / 1000)
+        await self._replaying.add(judged.entry, writer)
 
     def _is_metered(self, flow: http.HTTPFlow) -> bool:
         return bool(flow.live) and flow.response is None and self._is_chosen(flow)
 
     def _is_chosen(self, flow: http.HTTPFlow) -> bool:
-        """Ask the filter about the request alone, so that a replay is answered as the live request was."""
-        if flow.response is not None or flow.error is not None:
-            bare = http.HTTPFlow(flow.client_conn, flow.server_conn)
-            bare.id, bare.request, bare.metadata = flow.id, flow.request, flow.metadata
-            bare.marked, bare.comment, bare.is_replay = flow.marked, flow.comment, flow.is_replay
-            flow = bare
-        return bool(self._ready().flow_filter(flow))
+        return is_chosen(self._ready().flow_filter, flow)
 
     def _ready(self) -> options.Settings:
         if self._settings is None:  # an option was refused at a reload
@@ -222,7 +225,9 @@ class UsageLedger:
 
     def _writer(self) -> Writer:
         settings = self._ready()
-        writer = writer_for(settings.ledger, settings.durability)
+        if self._written_by is None or self._written_by[0] is not settings:
+            self._written_by = settings, writer_for(settings.ledger, settings.durability)
+        writer = self._written_by[1]
         writer.price = settings.pricer.fill
         if self._started:
             writer.start()

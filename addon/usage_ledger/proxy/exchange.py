@@ -16,6 +16,7 @@ from usage_ledger.flows.notes import REFUSED_HEADER, forget, note
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.writer import Writer
 from usage_ledger.messages import Ending, MessageReader, Verdict, read_request
+from usage_ledger.proxy.marks import mark
 from usage_ledger.proxy.options import Settings
 from usage_ledger.proxy.tap import RequestTap, ResponseTap
 
@@ -113,7 +114,7 @@ class Exchange:
             self.answered_by_proxy = True  # upstream's answers have no body yet when their headers come
             return
         streams = response.stream or rows.is_event_stream(response) or self.settings.streams_large_bodies
-        asked_for_stream = self.record.stream and rows.content_type(response) != "application/json"
+        asked_for_stream = self.record.stream and rows.media_type(response.headers) != "application/json"
         if streams or asked_for_stream:
             inner = response.stream
             self._tap = ResponseTap(
@@ -176,9 +177,8 @@ class Exchange:
         tap = self._tap if seen else None
         verdict = self._verdict(ending, tap)
         finished_at = response.timestamp_end if response is not None and ending is Ending.FINISHED else None
-        entry = rows.settled_entry(
-            copy(self.record), response, verdict, self.settings.account, finished_at or time.time()
-        )
+        ended_at = finished_at or time.time()
+        entry = rows.settled_entry(copy(self.record), response, verdict, self.settings.account, ended_at)
         if tap is not None:
             entry.record.response_bytes = tap.size
             if tap.first_token_at is not None:
@@ -187,6 +187,7 @@ class Exchange:
         elif response is not None and response.raw_content is not None:
             entry.record.response_bytes = len(response.raw_content)
         self._put_bodies_back(tap)
+        mark(self.flow, verdict, ended_at - self.flow.request.timestamp_start, _remark(tap))
         note(self.flow, ending=ending.name, captured=tap is None or tap.is_kept)
         return entry
 
@@ -208,13 +209,8 @@ class Exchange:
             if request.raw_content is None and self._request_tap.is_kept and len(body) <= self.settings.capture_limit:
                 request.raw_content = body
             self._request_tap.clear()
-        if tap is not None and response is not None and response.raw_content is None:
-            if tap.is_kept:
-                response.raw_content = tap.kept()
-            elif tap.over_limit:
-                self.flow.comment = (self.flow.comment + " " if self.flow.comment else "") + (
-                    "usage ledger: the body was longer than usage_capture_limit and was not kept"
-                )
+        if tap is not None and tap.is_kept and response is not None and response.raw_content is None:
+            response.raw_content = tap.kept()
 
     @property
     def is_over(self) -> bool:
@@ -244,3 +240,8 @@ class Exchange:
             return True
         # Killed by a script behind this one, in the same hook; a request that is killed later has been sent.
         return message == flow.Error.KILLED_MESSAGE and error is not None and error.timestamp <= self._left_at
+
+
+def _remark(tap: ResponseTap | None) -> str:
+    over_limit = tap is not None and tap.over_limit
+    return "the body was longer than usage_capture_limit and was not kept" if over_limit else ""

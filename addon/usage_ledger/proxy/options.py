@@ -15,14 +15,13 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 from mitmproxy.utils import human
 
+from usage_ledger.flows.metered import DEFAULT_FILTER
 from usage_ledger.ledger.filters import as_span
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ledger_path
 from usage_ledger.prices.own import PriceFileError, price_file, read_prices
 from usage_ledger.prices.pricer import Pricer, is_listed
 from usage_ledger.proxy.alerts import AlertError, Alerts, Rule, alerts_for
-
-DEFAULT_FILTER = '~m ^POST$ & ~u "^[^?]*/v1/messages([?]|$)"'
 
 CHOICES = {
     "usage_durability": ("full", "normal"),

@@ -1,0 +1,170 @@
+"""Files: saved flows, one at a time, from whatever of a file can be read.
+
+Room: flows. Imports mitmproxy. Reads what `mitmdump -w` writes, of any version that this mitmproxy knows, and HAR.
+Promises that memory does not grow with the file (a HAR is one JSON text and has to fit), that every flow that can be
+read is, also behind a damaged place, and that what cannot be read is told at the end as one `CaptureError`.
+"""
+
+import json
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from mitmproxy import flow, version
+from mitmproxy.io import FlowWriter, compat, tnetstring
+from mitmproxy.io.har import request_to_flow
+
+type Progress = Callable[[int], object]
+"""Is told how many bytes were read since it was called last."""
+
+_CHUNK = 1024 * 1024
+_LENGTH = re.compile(rb"([1-9][0-9]{1,11}):")
+_BEGINNING = re.compile(rb"(?<![0-9])[1-9][0-9]{1,11}:[0-9]{1,2}:[a-z_]{2,32}[;,]")
+"""How a saved flow begins: its length, then the name of its first field. Parts of flows begin so too."""
+_LONGEST_BEGINNING = 64
+_NO_FLOWS = "there is neither a flow of mitmproxy's nor a HAR in it"
+
+
+class CaptureError(Exception):
+    """A capture that cannot be read, or not all of it: one line for a person."""
+
+
+class _UnreadableError(Exception):
+    """A place that holds no flow. `end`: where the next one begins, None where nobody knows."""
+
+    def __init__(self, what: str, end: int | None = None) -> None:
+        super().__init__(what)
+        self.end = end
+
+
+def _ignore(_bytes: int) -> None:
+    pass
+
+
+def saved_flows(path: Path, progress: Progress = _ignore) -> Iterator[flow.Flow]:
+    """Yield the flows of a capture, in its order; raise `CaptureError` after the last that could be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody to write to it
+            raise CaptureError(f"{path} is not a file")
+        with path.open("rb") as file:
+            head = file.read(4)
+            if not head:
+                raise CaptureError(f"{path} is empty: there is no flow in it")
+            file.seek(0)
+            if head.removeprefix(b"\xef\xbb\xbf").startswith(b"{"):
+                yield from _flows_of_har(path, file)
+            else:
+                yield from _flows_of_file(path, file, progress)
+    except OSError as error:
+        raise CaptureError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def judging(path: Path, saved: flow.Flow) -> Iterator[None]:
+    """Turn whatever a flow of a capture makes its reader raise into a `CaptureError`.
+
+    mitmproxy takes flows whose fields hold what no field can: a start in the year 56,901,688.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise CaptureError(f"{path}: flow {saved.id} is damaged ({error!r})") from error
+
+
+def save_flow(saved: flow.Flow, file: BinaryIO) -> None:
+    """Write a flow behind those that are in a file, as mitmproxy does."""
+    FlowWriter(file).add(saved)
+
+
+def _flows_of_file(path: Path, file: BinaryIO, progress: Progress) -> Iterator[flow.Flow]:
+    """Read a file as mitmproxy writes it: one tnetstring after the other, each a flow."""
+    size = path.stat().st_size
+    place = count = 0
+    problem = None
+    while place < size:
+        try:
+            found, end = _flow_at(file, place, size)
+        except _UnreadableError as error:
+            problem = problem or (str(error), place, count)
+            end = _next_beginning(file, place + 1) if error.end is None else error.end
+        else:
+            count += 1
+            yield found
+        progress(min(end, size) - place)
+        place = end
+    if problem is not None:
+        what, place, before = problem
+        if not count:
+            raise CaptureError(f"{path}: {what}")
+        rest = f", {count - before:,} of them behind that place" if count > before else ""
+        raise CaptureError(f"{path}: {what} at byte {place:,}; {count:,} flow(s) could be read{rest}")
+
+
+def _flow_at(file: BinaryIO, place: int, size: int) -> tuple[flow.Flow, int]:
+    """Return the flow that begins at a place, and where the next one begins."""
+    file.seek(place)
+    head = file.read(_LONGEST_BEGINNING)
+    begins = place > 0 or _BEGINNING.match(head) is not None
+    found = _LENGTH.match(head)
+    if found is None:
+        raise _UnreadableError("it is damaged" if begins else _NO_FLOWS)
+    begin, length = place + found.end(), int(found[1])
+    if begin + length >= size:
+        raise _UnreadableError("it breaks off" if begins else _NO_FLOWS)
+    file.seek(begin)
+    state = file.read(length)
+    if file.read(1) != b"}":
+        raise _UnreadableError("it is damaged" if begins else _NO_FLOWS)
+    end = begin + length + 1
+    try:
+        fields = tnetstring.parse(ord("}"), memoryview(state))
+        assert isinstance(fields, dict)
+        told = fields.get("version", fields.get(b"version"))
+        if isinstance(told, int) and told > version.FLOW_FORMAT_VERSION:
+            raise _UnreadableError(
+                f"it is of a newer mitmproxy (flow format {told}; mitmproxy {version.VERSION} reads up to "
+                f"{version.FLOW_FORMAT_VERSION})",
+                end,
+            )
+        return flow.Flow.from_state(compat.migrate_flow(fields)), end
+    except _UnreadableError:
+        raise
+    except Exception as error:
+        raise _UnreadableError("there is a flow that cannot be read" if begins else _NO_FLOWS, end) from error
+
+
+def _next_beginning(file: BinaryIO, place: int) -> int:
+    """Return where something begins that may be a flow, at or behind a place; the file's end where nothing does."""
+    while True:
+        file.seek(place)
+        chunk = file.read(_CHUNK)
+        found = _BEGINNING.search(chunk)
+        if found is not None:
+            return place + found.start()
+        if len(chunk) < _CHUNK:
+            return place + len(chunk)
+        place += len(chunk) - _LONGEST_BEGINNING
+
+
+def _flows_of_har(path: Path, file: BinaryIO) -> Iterator[flow.Flow]:
+    try:
+        entries = json.load(file)["log"]["entries"]
+        if not isinstance(entries, list):
+            raise TypeError("entries")
+    except (ValueError, RecursionError) as error:
+        raise CaptureError(f"{path} is no whole JSON, and so no HAR") from error
+    except (LookupError, TypeError) as error:
+        raise CaptureError(f"{path} is JSON, but no HAR") from error
+    bad = 0
+    for entry in entries:
+        try:
+            found = request_to_flow(entry)
+        except Exception:  # noqa: BLE001 - entries that lack what a HAR has make mitmproxy raise anything
+            bad += 1
+        else:
+            yield found
+    if bad:
+        raise CaptureError(f"{path}: {bad:,} of {len(entries):,} entries cannot be read")

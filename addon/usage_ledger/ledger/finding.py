@@ -1,0 +1,66 @@
+"""Finding: the row that a replay of a flow would find, and whether the two say the same.
+
+Room: ledger. Imports its neighbours in this room. Finds rows as the writer does (`store`), and changes none.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from usage_ledger.ledger import statements
+from usage_ledger.ledger.reading import Reader
+from usage_ledger.ledger.record import Entry
+
+COMPARED = (
+    *("http_status", "stream", "request_id", "model", "message_id", "stop_reason"),
+    *("service_tier", "inference_geo", "speed"),
+    *("input_tokens", "output_tokens", "cache_creation_input_tokens"),
+    *("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens", "cache_read_input_tokens"),
+    *("thinking_tokens", "web_search_requests", "web_fetch_requests", "total_tokens"),
+    *("usage_state", "requires_manual_review", "review_reason", "usage_raw"),
+)
+"""The columns that a capture tells; all others are the proxy's, or those of the options it ran with."""
+
+_MARKS = {"_manually_updated": "corrected", "_accepted": "accepted"}
+
+
+class Row(NamedTuple):
+    """A row, in the columns that are compared. `mark`: `corrected` or `accepted` by a person, else None."""
+
+    id: str
+    columns: dict[str, Any]
+    mark: str | None
+
+
+def row_of(ledger: Reader, entry: Entry) -> Row | None:
+    """Return the row that a replay of a flow would find; None where it would add one."""
+    row_id = _id_of(ledger, entry)
+    found = ledger.having("id", [row_id], ("metadata", *COMPARED)) if row_id is not None else []
+    if row_id is None or not found:
+        return None
+    metadata, *values = found[0]
+    return Row(row_id, dict(zip(COMPARED, values, strict=True)), _mark(metadata))
+
+
+def differences(row: Row, entry: Entry) -> dict[str, tuple[Any, Any]]:
+    """Return the columns in which a row and an entry differ: what the ledger has, and what the capture says."""
+    told = {name: getattr(entry.record, name) for name in COMPARED}
+    return {name: (row.columns[name], told[name]) for name in COMPARED if row.columns[name] != told[name]}
+
+
+def _id_of(ledger: Reader, entry: Entry) -> str | None:
+    asked = statements.identifying(entry.record) if entry.identify else []
+    ids = [entry.record.id] if entry.alias is None else [entry.record.id, entry.alias]
+    asked += [(statements.FIND_IDS, (json.dumps([each]),)) for each in ids]
+    for statement, values in asked:
+        found = ledger.connection.execute(statement, values).fetchone() if values[0] else None
+        if found:
+            return str(found[0])
+    return None
+
+
+def _mark(metadata: Any) -> str | None:
+    try:
+        flags = json.loads(metadata)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return next((said for flag, said in _MARKS.items() if isinstance(flags, dict) and flags.get(flag)), None)

@@ -1,0 +1,136 @@
+"""Commands: what a person can ask at the prompt of mitmproxy and mitmweb.
+
+Room: proxy. Imports mitmproxy, the flows room and the ledger's reading side. They read, once, when asked; rows of
+requests that have just ended may not be there yet.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from mitmproxy import command, ctx, exceptions, flow, http, types
+
+from usage_ledger.flows import rows
+from usage_ledger.flows.metered import metered
+from usage_ledger.flows.replay import judge
+from usage_ledger.ledger.finding import row_of
+from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.paths import ledger_path
+from usage_ledger.ledger.reading import Reader, open_for_reading
+from usage_ledger.proxy.marks import FLAGGED_FILTER
+
+_ALL: Sequence[flow.Flow] = []
+"""Stands for all flows, where none are named."""
+
+_TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_COLUMNS = (
+    "id",
+    "occurred_at",
+    "model",
+    *_TOKENS,
+    "usage_state",
+    "requires_manual_review",
+    "review_reason",
+    "total_cost",
+)
+_HEADINGS = ["input", "output", "cache write", "cache read"]
+
+
+@dataclasses.dataclass
+class _Sum:
+    """What rows add up to: tokens by `_TOKENS`, USD, and the rows that have no cost."""
+
+    requests: int = 0
+    flagged: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=lambda: [0] * len(_TOKENS))
+    cost: Decimal = Decimal(0)
+    without_cost: int = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        cost = _cost(row["total_cost"])
+        self.requests += 1
+        self.flagged += bool(row["requires_manual_review"])
+        self.tokens = [sum(pair) for pair in zip(self.tokens, (row[name] for name in _TOKENS), strict=True)]
+        self.cost += cost or 0
+        self.without_cost += cost is None
+
+    def cells(self) -> list[str]:
+        return [str(cell) for cell in (self.requests, self.flagged, *self.tokens, self.cost, self.without_cost)]
+
+
+class UsageCommands:
+    """The commands `usage.summary`, `usage.rows` and `usage.flagged`."""
+
+    name = "usage_commands"
+
+    @command.command("usage.summary")
+    def summary(self, flows: Sequence[flow.Flow] = _ALL) -> types.Data:
+        """Add up the rows of these flows, or of all, by model."""
+        models: dict[str, _Sum] = {}
+        total = _Sum()
+        for row in _rows_of(flows):
+            models.setdefault(row["model"], _Sum()).add(row)
+            total.add(row)
+        heading = ["model", "requests", "flagged", *_HEADINGS, "USD", "without cost"]
+        lines = [[name, *each.cells()] for name, each in sorted(models.items())]
+        return [heading, *lines, ["total", *total.cells()]]  # type: ignore[return-value]  # Data is lists of text
+
+    @command.command("usage.rows")
+    def rows(self, flows: Sequence[flow.Flow] = _ALL) -> types.Data:
+        """Show the rows of these flows, or of all, oldest first."""
+        lines = [["time (UTC)", "model", *_HEADINGS, "state", "reason", "USD"]]
+        for row in _rows_of(flows):
+            values = (row["occurred_at"], row["model"], *(row[name] for name in _TOKENS))
+            values += (row["usage_state"], row["review_reason"] or "", row["total_cost"] or "")
+            lines.append([str(value) for value in values])
+        return lines  # type: ignore[return-value]  # as above
+
+    @command.command("usage.flagged")
+    def flagged(self) -> types.Data:
+        """Show only the flagged flows; again: show all."""
+        _all_flows()
+        is_on = ctx.options.view_filter == FLAGGED_FILTER
+        ctx.options.view_filter = None if is_on else FLAGGED_FILTER
+        count = len(ctx.master.commands.call("view.flows.resolve", FLAGGED_FILTER))
+        return [[f"{count} flagged; " + ("all flows are shown" if is_on else "only these are shown")]]  # type: ignore[return-value]  # as above
+
+
+def _all_flows() -> Sequence[flow.Flow]:
+    if "view.flows.resolve" not in ctx.master.commands.commands:
+        raise exceptions.CommandError("there is no list of flows here: mitmproxy and mitmweb have one")
+    found: Sequence[flow.Flow] = ctx.master.commands.call("view.flows.resolve", "@all")
+    return found
+
+
+def _rows_of(flows: Sequence[flow.Flow]) -> list[dict[str, Any]]:
+    """Return the rows that the ledger has of these flows, oldest first, each once."""
+    chosen = [each for each in (_all_flows() if flows is _ALL else flows) if isinstance(each, http.HTTPFlow)]
+    try:
+        with open_for_reading(ledger_path(ctx.options.usage_db)) as ledger:
+            ids = {rows.record_id(each): each for each in chosen}
+            found = ledger.having("id", list(ids), _COLUMNS)
+            missing = [each for row_id, each in ids.items() if row_id not in {row[0] for row in found}]
+            found += ledger.having("id", _other_ids(ledger, missing), _COLUMNS)
+    except LedgerError as error:
+        raise exceptions.CommandError(str(error)) from error
+    unique = {row[0]: dict(zip(_COLUMNS, row, strict=True)) for row in found}
+    return sorted(unique.values(), key=lambda row: (row["occurred_at"], row["id"]))
+
+
+def _other_ids(ledger: Reader, flows: Sequence[http.HTTPFlow]) -> list[str]:
+    """Return the ids of rows that flows have under another than their own, as those of a HAR do."""
+    ids = []
+    for each in flows:
+        judged = judge(each, account="", tag_header="", writer="") if metered(each) is not None else None
+        row = row_of(ledger, judged.entry) if judged is not None else None
+        if row is not None:
+            ids.append(row.id)
+    return ids
+
+
+def _cost(text: Any) -> Decimal | None:
+    try:
+        return None if text is None else Decimal(text)
+    except (InvalidOperation, TypeError):
+        return None
