@@ -1,6 +1,12 @@
-"""The README's reference of the command line, made of each command's `--help`: `./scripts/reference` writes it anew."""
+"""What the README shows of the command line, made by the commands themselves: `./scripts/reference` writes it anew.
 
+That is each command's `--help`, and what `inspect` says of the sample that the README walks through.
+"""
+
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +15,9 @@ from usage_ledger.cli.main import main
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- reference: made by ./scripts/reference -->\n", "<!-- end of reference -->\n"
+SHOWN, SHOWN_END = "<!-- inspected: made by ./scripts/reference -->\n", "<!-- end of inspected -->\n"
 WIDTH = 100
+SAMPLE = ("inspect", "data/flows/client-left-mid-stream.mitm", "--events")
 
 
 def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command, click.Context]]:
@@ -36,11 +44,28 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+def inspected() -> str:
+    """What `inspect` says of the sample, where there is no ledger."""
+    with tempfile.TemporaryDirectory() as home:
+        nowhere = {"HOME": home, "XDG_DATA_HOME": home, "USAGE_LEDGER_DB": "", "COLUMNS": str(WIDTH), "PYTHONUTF8": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "usage_ledger", *SAMPLE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+            cwd=README.parent,
+            env={**os.environ, **nowhere},
+        )
+    return f"```\n$ usage-ledger {' '.join(SAMPLE)}\n{done.stdout.decode()}```\n"
+
+
 def replaced(readme: str) -> str:
-    """The README with its reference made anew."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{reference()}\n{END}{after}"
+    """The README with what the commands say made anew."""
+    for begin, end, made in ((BEGIN, END, reference), (SHOWN, SHOWN_END, inspected)):
+        before, rest = readme.split(begin)
+        _, after = rest.split(end)
+        readme = f"{before}{begin}\n{made()}\n{end}{after}"
+    return readme
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README says what is so: its reference is the commands' own help, and its options are the addon's."""
+"""The README says what is so: what it shows of the commands is their own, and its options are the addon's."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from scripts.reference import replaced
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_reference_is_what_the_commands_say_of_themselves() -> None:
+def test_what_is_shown_of_the_commands_is_what_they_say() -> None:
     """Where this fails, run ./scripts/reference."""
     assert replaced(README) == README
 

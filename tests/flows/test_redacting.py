@@ -1,0 +1,338 @@
+"""A redacted flow holds nothing of what was said, and its verdict is what it was."""
+
+import base64
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import brotli
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mitmproxy import flow as flows
+from mitmproxy import http
+from mitmproxy.io import tnetstring
+from usage_ledger.flows.files import saved_flows
+from usage_ledger.flows.inspecting import fields_of, inspect
+from usage_ledger.flows.notes import noted
+from usage_ledger.flows.redacting import RedactionError, redact
+
+from scripts.fake_console import NORMAL, START_USAGE, STOP, delta, event, start
+from scripts.make_samples import SAMPLES
+
+KINDS = {*(f"message_{each}" for each in ("start", "delta", "stop")), "error", "ping", "JSON answer", "comment"}
+NAMES = sorted(path.stem for path in SAMPLES.glob("*.mitm"))
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
+
+
+def sample(name: str = "normal-stream") -> http.HTTPFlow:
+    (flow,) = saved_flows(SAMPLES / f"{name}.mitm")
+    assert isinstance(flow, http.HTTPFlow)
+    return flow
+
+
+def judged(flow: http.HTTPFlow) -> dict[str, object]:
+    """What a replay would write, without what names a person, a key or a session."""
+    fields = fields_of(inspect(flow, all_events=True))
+    row = fields["row"] or {}
+    told = {name: value for name, value in row.items() if name not in ("api_key_hint", "session_id", "tag")}
+    events = [(each["offset"], each["size"], each["kind"] in KINDS, masked(each["usage"])) for each in fields["events"]]
+    return {**told, "why": fields["why"], "iterations": fields["iterations"], "events": events}
+
+
+def masked(usage: object) -> str:
+    """Usage without the texts in it: where a count should be, they are as good as any other text."""
+    return re.sub(r': "[^"]+"', ': "?"', json.dumps(usage))
+
+
+def saved(flow: http.HTTPFlow) -> bytes:
+    """The flow as it is written, with its bodies also decoded."""
+    parts = [tnetstring.dumps(flow.get_state())]
+    for message in (flow.request, flow.response):
+        if message is not None and message.raw_content:
+            parts.append(message.get_content(strict=False) or b"")
+    return b"\n".join(parts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_keeps_its_verdict_its_events_and_their_sizes(name: str) -> None:
+    flow = sample(name)
+    before = judged(flow)
+    redact(flow)
+    assert judged(flow) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_redacting_again_changes_nothing(name: str) -> None:
+    flow = sample(name)
+    redact(flow)
+    once = flow.get_state()
+    redact(flow)
+    assert flow.get_state() == once
+
+
+# Whatever went in.
+
+
+class Secrets:
+    """Words that stand for what nobody else may read, each made once and kept to be looked for."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def __call__(self, what: str) -> str:
+        self.made.append(f"{what}-Zq{len(self.made):04}Kw")
+        return self.made[-1]
+
+    def number(self) -> int:
+        value = 987_650_000 + len(self.made)
+        self.made.append(str(value))
+        return value
+
+
+def request_of(secret: Secrets) -> bytes:
+    image = base64.b64encode(b"a picture, worth a thousand words" * 5).decode()
+    secret.made.append(image)
+    return json.dumps(
+        {
+            "model": "claude-sonnet-4-6",
+            "max_tokens": 1024,
+            "stream": True,
+            "system": [{"type": "text", "text": secret("system"), "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
+            "messages": [
+                {"role": "user", "content": secret("prompt")},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": f'quoted \\" {secret("escaped")} \u2028 \ud83d'},
+                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": image}},
+                        {"type": "document", "title": secret("title"), "context": secret("context")},
+                        {"type": "tool_result", "tool_use_id": secret("call"), "content": secret("result")},
+                    ],
+                },
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": secret("thought"), "signature": secret("signature")},
+                        {"type": "redacted_thinking", "data": secret("hidden")},
+                        {
+                            "type": "tool_use",
+                            "id": secret("use"),
+                            "name": secret("tool"),
+                            "input": {secret("key"): secret("value"), "model": secret("m"), "n": secret.number()},
+                        },
+                    ],
+                },
+            ],
+            "tools": [
+                {
+                    "name": secret("tool"),
+                    "description": secret("what"),
+                    "input_schema": {"type": "object", "properties": {secret("field"): {"enum": [secret("choice")]}}},
+                }
+            ],
+            "mcp_servers": [{"type": "url", "url": secret("server"), "authorization_token": secret("token")}],
+            "metadata": {"user_id": secret("user")},
+            "stop_sequences": [secret("stop")],
+            secret("unknown"): {"type": secret("type"), "id": secret.number()},
+        }
+    ).encode()
+
+
+def response_of(secret: Secrets) -> bytes:
+    def block(index: int, **content: object) -> bytes:
+        return event("content_block_start", index=index, content_block=content)
+
+    def piece(index: int, **more: object) -> bytes:
+        return event("content_block_delta", index=index, delta=more)
+
+    return b"".join(
+        [
+            f": {secret('comment')}\n\n".encode(),
+            start(START_USAGE),
+            block(0, type="text", text=secret("begin")),
+            piece(0, type="text_delta", text=secret("answer")),
+            piece(0, type="citations_delta", citation={"type": "page", "cited_text": secret("cited")}),
+            block(1, type="thinking", thinking="", signature=""),
+            piece(1, type="thinking_delta", thinking=secret("thought")),
+            piece(1, type="signature_delta", signature=secret("signature")),
+            block(2, type="tool_use", id=secret("use"), name=secret("tool"), input={secret("key"): secret.number()}),
+            piece(2, type="input_json_delta", partial_json='{"' + secret("half")),
+            f"id: {secret('id')}\nevent: {secret('name')}\ndata: {secret('data')}\n\n".encode(),
+            f"{secret('line')}\ndata: {{}}\n\n".encode(),
+            event(secret("unknown"), **{secret("field"): secret("value")}),
+            delta({"output_tokens": 42}, "stop_sequence", stop_sequence=secret("stop")),
+            STOP,
+        ]
+    )
+
+
+def secretive(secret: Secrets, encode: Callable[[bytes], bytes] | None = None, encoding: str = "") -> http.HTTPFlow:
+    flow = sample()
+    request, response = flow.request, flow.response
+    assert response is not None
+    key = f"sk-ant-api03-{secret('key')}-AA"
+    request.headers.update(
+        {
+            "x-api-key": key,
+            "authorization": f"Bearer sk-ant-oat01-{secret('oauth')}",
+            "cookie": f"session={secret('cookie')}",
+            "proxy-authorization": f"Basic {secret('basic')}",
+            "x-claude-code-session-id": secret("session"),
+            "x-customer": secret("customer"),
+        }
+    )
+    request.path = f"/v1/messages?beta=true&key={secret('query')}&{secret('bare')}"
+    request.raw_content = request_of(secret)
+    body = response_of(secret)
+    response.headers.update({"set-cookie": secret("set"), "cf-ray": secret("ray"), "location": secret("place")})
+    response.reason = secret("reason")
+    response.raw_content = encode(body) if encode else body
+    if encoding:
+        response.headers["content-encoding"] = encoding
+    response.trailers = http.Headers(x_trailer=secret("trailer"))
+    flow.comment = f"see {secret('remark')} usage ledger: {secret('remark')}"
+    flow.marked = secret("mark")
+    flow.metadata["other"] = secret("metadata")
+    flow.metadata["usage_ledger"] = {**noted(flow), "tag": secret("tag"), "more": secret("more")}
+    flow.error = flows.Error(f"connecting to {secret('host')}:443 failed")
+    flow.client_conn.peername = ("203.0.113.77", 5000)
+    flow.server_conn.sockname = ("203.0.113.78", 5001)
+    flow.client_conn.error = secret("error")
+    flow.server_conn.via = ("http", (secret("proxy"), 1))
+    flow.backup()
+    return flow
+
+
+ENCODERS: dict[str, tuple[str, Callable[[bytes], bytes] | None]] = {
+    "plain": ("", None),
+    "gzip": ("gzip", gzip.compress),
+    "gzip that nobody told of": ("", gzip.compress),
+    "deflate": ("deflate", zlib.compress),
+    "br": ("br", brotli.compress),
+    "zstd": ("zstd", zstandard.compress),
+    "gzip within br": ("gzip, br", lambda data: brotli.compress(gzip.compress(data))),
+    "plain that says gzip": ("gzip", None),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_nothing_of_what_went_in_comes_out(name: str) -> None:
+    encoding, encode = ENCODERS[name]
+    secret = Secrets()
+    flow = secretive(secret, encode, encoding)
+    before = judged(flow)
+    assert len(secret.made) > 60
+    if name == "plain":
+        content = saved(flow)
+        assert [each for each in secret.made if each.encode() not in content] == []
+    redact(flow)
+    content = saved(flow)
+    assert [each for each in secret.made if each.encode() in content] == []
+    assert not re.search(rb"203\.0\.113", content)
+    assert judged(flow) == before
+
+
+def test_what_a_reader_needs_is_kept() -> None:
+    flow = sample()
+    redact(flow)
+    assert flow.response is not None
+    content = flow.response.content or b""
+    assert json.dumps(START_USAGE, separators=(",", ":")).encode() in content
+    assert b'"model":"claude-sonnet-4-6"' in content
+    assert flow.response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert flow.response.headers["request-id"] == sample().response.headers["request-id"]  # type: ignore[union-attr]
+    assert flow.request.headers["x-api-key"].startswith("sk-ant-api03-xxxx")
+    assert len(flow.request.headers["x-api-key"]) == len(sample().request.headers["x-api-key"])
+    assert flow.request.path == "/v1/messages?beta=true"
+    assert flow.request.timestamp_start == sample().request.timestamp_start
+    assert flow.id == sample().id
+
+
+def test_the_size_that_a_compressed_body_had_is_noted() -> None:
+    flow = sample("gzipped-stream")
+    assert flow.response is not None
+    size = len(flow.response.raw_content or b"")
+    redact(flow)
+    assert len(flow.response.raw_content or b"") != size
+    assert noted(flow)["response_bytes"] == size
+    assert judged(flow)["response_bytes"] == size
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if "plain" not in name])
+@pytest.mark.parametrize("missing", [1, 20, 200])
+def test_an_encoding_that_breaks_off_still_does(name: str, missing: int) -> None:
+    encoding, encode = ENCODERS[name]
+    assert encode is not None
+    flow = sample("upstream-reset-mid-stream")
+    assert flow.response is not None
+    flow.response.raw_content = encode(b"".join(NORMAL))[:-missing]
+    if encoding:
+        flow.response.headers["content-encoding"] = encoding
+    before = judged(flow)
+    redact(flow)
+    after = judged(flow)
+    for told in (before, after):  # how far a broken encoding can be read differs by some bytes
+        del told["events"], told["why"]
+    assert after == before
+
+
+def test_a_verdict_that_would_change_is_refused() -> None:
+    """Ids that are not plain are filled, so that two messages become one."""
+    flow = sample()
+    assert flow.response is not None
+    flow.response.raw_content = b"".join(
+        [
+            *(start(START_USAGE, "a b"), delta({"output_tokens": 1}), STOP),
+            *(start(START_USAGE, "c d"), delta({"output_tokens": 1}), STOP),
+        ]
+    )
+    with pytest.raises(RedactionError, match="review_reason multiple_messages became None"):
+        redact(flow)
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("*.sse")) or [None], ids=lambda path: path.stem if path else "none")
+def test_recorded_streams_keep_their_verdict(path: Path | None) -> None:
+    if path is None:
+        pytest.skip("the folder of recorded streams is missing")
+    flow = sample()
+    assert flow.response is not None
+    flow.response.raw_content = path.read_bytes()
+    before = judged(flow)
+    redact(flow)
+    assert judged(flow) == before
+
+
+TEXT = st.text(min_size=4, max_size=20).map("Q7".__add__)
+TREE = st.recursive(
+    TEXT, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8
+)
+
+
+@given(TREE, st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_no_text_of_a_request_survives_wherever_it_stands(tree: object, escape: bool) -> None:
+    flow = sample()
+    flow.request.raw_content = json.dumps(
+        {"model": "m", "messages": tree, "metadata": tree, "more": tree}, ensure_ascii=escape
+    ).encode("utf-8", "surrogatepass")
+    redact(flow)
+    content = flow.request.raw_content.decode("utf-8", "replace")
+    for text in texts_of(tree):
+        assert json.dumps(text, ensure_ascii=escape)[1:-1] not in content
+
+
+def texts_of(tree: object) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, list):
+        for each in tree:
+            yield from texts_of(each)
+    elif isinstance(tree, dict):
+        for name, each in tree.items():
+            yield name
+            yield from texts_of(each)
