@@ -30,12 +30,16 @@ NEVER = {
         *("mitmproxy", "click", "genai_prices"),
         *("usage_ledger.messages", "usage_ledger.prices", *MITMPROXYS, "usage_ledger.cli"),
     },
-    "cli": {"mitmproxy", "sqlite3", "sqlite_utils", "usage_ledger.proxy"},
+    "cli": {"mitmproxy", "sqlite3", "sqlite_utils", "psycopg", "usage_ledger.proxy"},
+    "fleet": {
+        *("mitmproxy", "sqlite3", "sqlite_utils", "click", "genai_prices"),
+        *("usage_ledger.messages", "usage_ledger.prices", *MITMPROXYS, "usage_ledger.cli"),
+    },
     "flows": {"sqlite3", "sqlite_utils", "click", "usage_ledger.proxy", "usage_ledger.cli"},
     "proxy": {"sqlite3", "sqlite_utils", "click", "usage_ledger.cli"},
 }
 
-HEAVY = ["mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic", "genai_prices", "asyncio"]
+HEAVY = ["mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic", "genai_prices", "asyncio", "psycopg"]
 
 
 def name_of(path: Path) -> str:
@@ -64,6 +68,12 @@ def test_only_flows_and_the_proxy_import_mitmproxy(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_fleet_imports_psycopg(path: Path) -> None:
+    if PACKAGE / "fleet" not in path.parents:
+        assert not [name for name in imported(path) if belongs_to(name, "psycopg")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_room_reaches_into_one_it_must_not_know(path: Path) -> None:
     never = NEVER.get(path.relative_to(PACKAGE).parts[0], set())
     assert not [name for name in imported(path) if any(belongs_to(name, package) for package in never)]
@@ -82,7 +92,7 @@ def test_each_module_says_which_room_it_is_in(path: Path) -> None:
 
 
 def test_every_room_is_a_package() -> None:
-    assert {"cli", "flows", "ledger", "messages", "prices", "proxy"} <= set(ROOMS)
+    assert {"cli", "fleet", "flows", "ledger", "messages", "prices", "proxy"} <= set(ROOMS)
 
 
 def test_the_script_is_a_door_and_nothing_else() -> None:
@@ -115,7 +125,10 @@ def loaded_by_command(*arguments: str) -> set[str]:
     [
         ("--help",),
         ("--version",),
-        *((name, "--help") for name in ("rows", "export", "price", "summary", "review", "backfill")),
+        *(
+            (name, "--help")
+            for name in ("rows", "export", "price", "summary", "review", "backfill", "inspect", "push", "pull")
+        ),
     ],
 )
 @pytest.mark.parametrize("heavy", HEAVY)

@@ -25,6 +25,8 @@ from usage_ledger.cli.import_ import import_
 from usage_ledger.cli.inspect import inspect
 from usage_ledger.cli.output import FOUND, on_one_line
 from usage_ledger.cli.price import price
+from usage_ledger.cli.pull import pull
+from usage_ledger.cli.push import push
 from usage_ledger.cli.reconcile import reconcile
 from usage_ledger.cli.redact import redact
 from usage_ledger.cli.review import review
@@ -85,6 +87,8 @@ main.add_command(fetch)
 main.add_command(import_)
 main.add_command(inspect)
 main.add_command(price)
+main.add_command(pull)
+main.add_command(push)
 main.add_command(reconcile)
 main.add_command(redact)
 main.add_command(review)

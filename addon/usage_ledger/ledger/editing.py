@@ -17,6 +17,7 @@ from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.presence import new_writer_id
 from usage_ledger.ledger.reading import Reader, may_be_written, open_for_reading
+from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.store import Store
 
 BUSY_MS = 10_000
@@ -74,22 +75,31 @@ class Editor(Reader):
         With `all_or_none`, one that was not is a `LedgerError`, and no row is changed; so is one of a closed period,
         but with `reopen`.
         """
-        made: dict[str, revisions.Revision] = {}
         if not changes:
             return set()
         with self.transaction():
-            if not reopen:
-                closing.refuse_closed(self, [change.record_id for change in changes])
-            for change in changes:
-                is_set = self._set(change)
-                if all_or_none and not is_set:
-                    raise LedgerError(f"row {change.record_id} changed meanwhile, so no row is changed; run it again")
-                if is_set:
-                    before = {name: change.expected[name] for name in change.after} | dict(change.before)
-                    made[change.record_id] = self._revised(change, before)
-            revisions.append(self.connection, source, made.values())
+            made = self.make(source, changes, all_or_none, reopen)
         self.check_current()
+        return made
+
+    def make(self, source: str, changes: Sequence[Change], all_or_none: bool = False, reopen: bool = False) -> set[str]:
+        """Do as `change` does, within a transaction of the caller's."""
+        made: dict[str, revisions.Revision] = {}
+        if not reopen:
+            closing.refuse_closed(self, [change.record_id for change in changes])
+        for change in changes:
+            is_set = self._set(change)
+            if all_or_none and not is_set:
+                raise LedgerError(f"row {change.record_id} changed meanwhile, so no row is changed; run it again")
+            if is_set:
+                before = {name: change.expected[name] for name in change.after} | dict(change.before)
+                made[change.record_id] = self._revised(change, before)
+        revisions.append(self.connection, source, made.values())
         return set(made)
+
+    def without_archived(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Leave out entries whose rows this ledger has archived."""
+        return self._store.without_archived(list(entries), lambda _: True)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -335,6 +335,21 @@ def create_bill(database: Database) -> None:
     )
 
 
+@_migrations()
+def create_fleet(database: Database) -> None:
+    """What a ledger that is pushed keeps: where that stands, which rows have changed since, and which rows came from
+    elsewhere in which version. The triggers that fill the outbox are made by the first push (`outbox`).
+    """
+    for table in (
+        "fleet_state (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
+        "fleet_outbox (number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, record_id TEXT NOT NULL, "
+        "is_new INTEGER NOT NULL) STRICT",
+        "fleet_versions (record_id TEXT PRIMARY KEY NOT NULL, version INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    ):
+        database.execute(f"CREATE TABLE {table}")
+    database.execute("CREATE INDEX fleet_outbox_record_id ON fleet_outbox(record_id)")
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date; safe when several processes do it at once.
 

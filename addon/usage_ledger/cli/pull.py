@@ -1,0 +1,72 @@
+"""`usage-ledger pull`: rows of the fleet's books into a ledger, so that every command works on them.
+
+Room: cli. Imports click, the ledger, and the fleet (which loads psycopg) where it runs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from usage_ledger.cli.changes import with_reopen
+from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
+from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.push import fleet_extra
+
+
+@click.command()
+@click.argument("dsn", type=Words())
+@with_ledger
+@with_filters
+@click.option(
+    "--prefer",
+    type=click.Choice(("report", "ours", "theirs")),
+    default="report",
+    show_default=True,
+    help="Whose row stands where both sides have corrected it.",
+)
+@with_reopen
+@with_prices
+def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, **filters: Any) -> int:
+    """Pull rows of the fleet's books (a PostgreSQL database, named by DSN) into the ledger.
+
+    The ledger is made if there is none; every command then works on the whole fleet's rows, and push brings the
+    corrections made here back. What somebody has corrected there by SQL becomes a correction with a revision. Rows that
+    are here already are left alone unless they have changed; of two corrections of one row none is lost: it is a
+    conflict that is told, until --prefer says whose stands.
+
+    Exit code 0: all is here; 1: there are conflicts; 2: it could not be done.
+
+    \b
+    Examples:
+      usage-ledger pull postgresql://books@db.example.com/usage --db fleet.db
+      usage-ledger pull service=usage --db fleet.db --since 2026-11-01 --account acme
+      usage-ledger summary --by account --db fleet.db
+    """
+    with fleet_extra():
+        from usage_ledger.fleet.pulling import pull as pull_rows
+        from usage_ledger.fleet.server import FleetError, GoneError, open_books, telling
+    from usage_ledger.ledger.outbox import open_outbox
+
+    pricer = own_pricer(price_path, db)
+    looked = added = changed = 0
+    conflicts: list[str] = []
+    try:
+        with open_books(dsn) as (connection, books), telling(), open_outbox(db, make=True) as outbox:
+            outbox.begin_for(books)
+            for seen, merged in pull_rows(
+                outbox.editor, connection, filters_from(filters), pricer.give, prefer, reopen
+            ):
+                looked += seen
+                added += merged.added
+                changed += merged.changed
+                conflicts += merged.conflicts
+    except (FleetError, GoneError) as error:
+        raise click.ClickException(f"{error}; what was pulled so far is in {db}") from error
+    for row_id in conflicts[:20]:
+        click.echo(f"usage-ledger: row {on_one_line(row_id)} is corrected here and in the books", err=True)
+    if conflicts:
+        click.echo(f"usage-ledger: {len(conflicts):,} conflict(s); --prefer ours or theirs settles them", err=True)
+    out = for_people()
+    out.write(f"{looked:,} row(s) match: {added:,} new, {changed:,} changed here\n")
+    return 1 if conflicts else 0

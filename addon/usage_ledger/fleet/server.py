@@ -1,0 +1,86 @@
+"""The server: one connection to the fleet's books, made again where it breaks.
+
+Room: fleet. Imports psycopg. Promises one line for whatever goes wrong, without a password in it.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import errors
+
+from usage_ledger.fleet.schema import Connection, NotOurBooksError, migrate
+
+CONNECT_SECONDS = 10
+
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it warns, on stderr, of what is raised as well
+
+
+class FleetError(Exception):
+    """What cannot be done with these books: one line that says why."""
+
+
+class GoneError(Exception):
+    """The server cannot be reached, or has gone away: it may be back in a moment."""
+
+
+class FullError(GoneError):
+    """The server has no room: it takes somebody to make some."""
+
+
+@contextmanager
+def open_books(dsn: str) -> Iterator[tuple[Connection, str]]:
+    """Connect, and yield the connection and the id of the books. Raises `FleetError` and `GoneError`."""
+    with telling():
+        try:
+            connection = psycopg.connect(
+                dsn,
+                autocommit=True,
+                connect_timeout=CONNECT_SECONDS,
+                application_name="usage-ledger",
+                keepalives_idle=30,
+                keepalives_interval=10,
+            )
+        except psycopg.ProgrammingError as error:
+            raise FleetError(f"the DSN cannot be read: {_line(error)}") from None
+        with connection:
+            connection.execute("SET TIME ZONE 'UTC'")
+            yield connection, migrate(connection)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Turn what psycopg raises into one line, told apart by whether it may pass."""
+    try:
+        yield
+    except NotOurBooksError as error:
+        raise FleetError(str(error)) from error
+    except (errors.InsufficientPrivilege, errors.InvalidAuthorizationSpecification, errors.InvalidPassword) as error:
+        raise FleetError(f"the server refuses: {_line(error)}") from None
+    except (errors.InvalidCatalogName, errors.UndefinedTable, errors.UndefinedColumn) as error:
+        raise FleetError(_line(error)) from None
+    except errors.DiskFull as error:
+        raise FullError(_line(error)) from None
+    except psycopg.OperationalError as error:
+        if _is_refusal(error):
+            raise FleetError(f"the server refuses: {_line(error)}") from None
+        raise GoneError(_line(error)) from None
+    except psycopg.InterfaceError as error:  # the connection is closed
+        raise GoneError(_line(error)) from None
+    except psycopg.Error as error:
+        raise FleetError(f"the server says: {_line(error)}") from error
+
+
+_REFUSALS = ("password authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+
+
+def _is_refusal(error: psycopg.Error) -> bool:
+    """Whether a connection was refused for good; libpq tells these by their words alone."""
+    return error.sqlstate in ("28000", "28P01", "3D000") or any(words in str(error) for words in _REFUSALS)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return re.sub(r"(password=)\S+|(://[^:@/\s]*:)[^@\s]+(?=@)", r"\1\2***", text)

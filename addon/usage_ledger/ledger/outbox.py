@@ -1,0 +1,227 @@
+"""The outbox: which settled rows of a ledger have changed since they were pushed, and how far pushing has come.
+
+Room: ledger. Imports its neighbours in this room. The ledger is its own durable queue: from the first push on, triggers
+note each change in the transaction that makes it. Promises that nothing is forgotten before the other side has
+acknowledged it, and that a row that changes while it is under way is pushed once more. Rows in flight are no news.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
+from usage_ledger.ledger.editing import Editor, open_for_editing
+from usage_ledger.ledger.presence import new_writer_id
+from usage_ledger.ledger.store import Store
+
+REVISION_COLUMNS = (
+    *("position", "revised_at", "revised_by", "source", "reason", "record_id", "before", "after", "hash"),
+)
+ADJUSTMENT_COLUMNS = (
+    *("number", "position", "day", "model", "api_key", "workspace", "input_tokens", "output_tokens"),
+    *("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens", "cache_read_input_tokens"),
+    "web_search_requests",
+)
+
+
+class Batch(NamedTuple):
+    """Rows to push, as lines of COPY (`line` of `COLUMNS`) by their ids, and their iterations (`ITERATION_COLUMNS`).
+
+    `months` are those of the rows, as 2026-11. `bases` are the versions that rows were made from, where they are known
+    of the other side. `is_new`: none of the rows was ever pushed, nor corrected. `end` is what to acknowledge.
+    """
+
+    rows: dict[str, str]
+    iterations: list[str]
+    months: set[str]
+    bases: dict[str, int]
+    is_new: bool
+    end: tuple[str, str]
+
+
+SEPARATOR, NULL = "\x1f", "\x1e"
+
+
+def line(columns: Sequence[str]) -> str:
+    """SQL for one line of PostgreSQL's COPY in its text format, with `SEPARATOR` and `NULL`.
+
+    A ledger's text has neither of these, nor line ends. Where another program has put some, the line has too many cells
+    or too few, and PostgreSQL takes none of it.
+    """
+    form = SEPARATOR.join(["%s"] * len(columns))
+    cells = ", ".join(f"coalesce({name}, '{NULL}')" for name in columns)
+    return f"replace(printf('{form}', {cells}), '\\', '\\\\')"
+
+
+@contextmanager
+def open_outbox(path: Path, make: bool = False) -> Iterator["Outbox"]:
+    """Open a ledger's outbox; with `make`, make the ledger if there is none.
+
+    Raises `LedgerError` where that cannot be.
+    """
+    if make and not path.exists():
+        Store(path, "full", new_writer_id()).close()
+    with open_for_editing(path) as editor:
+        outbox = Outbox(editor)
+        outbox.prepare()
+        yield outbox
+
+
+class Outbox:
+    """What a ledger has to push. Used by one push at a time; rows may be written meanwhile."""
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+        self._connection = editor.connection
+
+    def prepare(self) -> None:
+        """See to it that the ledger has a name of its own that nobody else has, for as long as it lives."""
+        if self.state("ledger") is None:
+            with self.editor.transaction():
+                if self.state("ledger") is None:
+                    self._set_state("ledger", str(uuid.uuid4()))
+
+    @property
+    def ledger(self) -> str:
+        """The ledger's own id (a UUID)."""
+        found = self.state("ledger")
+        assert found is not None
+        return found
+
+    def state(self, name: str) -> str | None:
+        found = self._connection.execute("SELECT value FROM fleet_state WHERE name = ?", (name,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def _set_state(self, name: str, value: str) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO fleet_state (name, value) VALUES (?, ?)", (name, value))
+
+    def begin_for(self, books: str) -> None:
+        """Begin to exchange rows with these books (a UUID). Others than before get everything from the start."""
+        if self.state("books") != books:
+            with self.editor.transaction():
+                self._set_state("books", books)
+                for name in ("first_rows", "revisions", "adjustments"):
+                    self._connection.execute("DELETE FROM fleet_state WHERE name = ?", (name,))
+                self._connection.execute("DELETE FROM fleet_versions")
+                self._watch()
+
+    def _watch(self) -> None:
+        """From now on, note which rows change."""
+        for what, event, is_new in (("came", "INSERT", "1"), ("changed", "UPDATE", "old.usage_state = 'pending'")):
+            self._connection.execute(
+                f"""
+                CREATE TRIGGER IF NOT EXISTS fleet_outbox_{what} AFTER {event} ON usage_records
+                WHEN new.usage_state <> 'pending'
+                BEGIN
+                    INSERT INTO fleet_outbox (record_id, is_new) VALUES (new.id, {is_new});
+                END
+                """
+            )
+
+    # Rows.
+
+    def take(self, size: int, behind: Batch | None = None) -> Batch | None:
+        """Return the next rows to push, behind a batch that is under way, oldest first; None where there are none."""
+        if self.state("first_rows") != "all":
+            return self._take_first(size, behind)
+        after = int(behind.end[1]) if behind is not None and behind.end[0] == "outbox" else 0
+        last, known = self._connection.execute(
+            "SELECT max(number), total(NOT is_new) FROM "
+            "(SELECT * FROM fleet_outbox WHERE number > ? ORDER BY number LIMIT ?)",
+            (after, size),
+        ).fetchone()
+        if last is None:
+            return None
+        condition = "id IN (SELECT record_id FROM fleet_outbox WHERE number > ? AND number <= ?) ORDER BY id"
+        return self._batch(condition, (after, last), ("outbox", str(last)), is_new=not known)
+
+    def _take_first(self, size: int, behind: Batch | None) -> Batch | None:
+        """Return rows that were there before the outbox was."""
+        told = self.state("first_rows") if behind is None else behind.end[1]
+        after = tuple(json.loads(told)) if told else ("", "")
+        last = self._connection.execute(
+            "SELECT occurred_at, id FROM (SELECT occurred_at, id FROM usage_records WHERE (occurred_at, id) > (?, ?) "
+            "ORDER BY occurred_at, id LIMIT ?) ORDER BY occurred_at DESC, id DESC LIMIT 1",
+            (*after, size),
+        ).fetchone()
+        if last is None:
+            if behind is not None:
+                return None  # all of them are under way; what has changed since comes once they are acknowledged
+            with self.editor.transaction():
+                self._set_state("first_rows", "all")
+            return self.take(size)
+        condition = "(occurred_at, id) > (?, ?) AND (occurred_at, id) <= (?, ?) ORDER BY occurred_at, id"
+        return self._batch(condition, (*after, *last), ("first_rows", json.dumps(last)), is_new=True)
+
+    def _batch(self, condition: str, values: tuple[Any, ...], end: tuple[str, str], is_new: bool) -> Batch:
+        found = self._connection.execute(
+            f"SELECT id, substr(occurred_at, 1, 7), instr(metadata, '_manually_updated'), {line(COLUMNS)} "
+            f"FROM usage_records WHERE usage_state <> 'pending' AND {condition}",
+            values,
+        ).fetchall()
+        rows = {row[0]: row[3] for row in found}
+        is_new = is_new and not any(row[2] for row in found)
+        ids = json.dumps(list(rows))
+        iterations = self._connection.execute(
+            f"SELECT {line(ITERATION_COLUMNS)} FROM {self.editor.table('usage_iterations', ITERATION_COLUMNS)} "
+            "WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position",
+            (ids,),
+        ).fetchall()
+        bases = self._connection.execute(
+            "SELECT record_id, version FROM fleet_versions WHERE EXISTS (SELECT 1 FROM fleet_versions) "
+            "AND record_id IN (SELECT value FROM json_each(?))",
+            (ids,),
+        )
+        return Batch(rows, [row[0] for row in iterations], {row[1] for row in found}, dict(bases), is_new, end)
+
+    def acknowledge(self, batch: Batch, versions: Sequence[tuple[str, int]]) -> None:
+        """Forget what is stored on the other side. `versions`: what rows have there whose version is to be known."""
+        kind, place = batch.end
+        with self.editor.transaction():
+            if kind == "outbox":
+                self._connection.execute("DELETE FROM fleet_outbox WHERE number <= ?", (int(place),))
+            else:
+                self._set_state(kind, place)
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO fleet_versions (record_id, version) VALUES (?, ?)", versions
+            )
+
+    def put_back(self, ids: Sequence[str]) -> None:
+        """Let rows wait on that were not taken."""
+        if ids:
+            with self.editor.transaction():
+                self._connection.executemany(
+                    "INSERT INTO fleet_outbox (record_id, is_new) VALUES (?, 0)", [(each,) for each in ids]
+                )
+
+    def waiting(self) -> int:
+        """Return how many changes wait in the outbox."""
+        return int(self._connection.execute("SELECT count(*) FROM fleet_outbox").fetchone()[0])
+
+    # What only grows.
+
+    def entries(self, kind: str, size: int) -> tuple[list[str], int]:
+        """Return entries of the trail (`revisions`) or adjustments that were not pushed, as lines of COPY, and the
+        number of the last one.
+        """
+        table, columns, key = _GROWING[kind]
+        after = int(self.state(kind) or 0)
+        if not self.editor.has_table(table):
+            return [], after
+        found = self._connection.execute(
+            f"SELECT {key}, {line(columns)} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?", (after, size)
+        ).fetchall()
+        return [row[1] for row in found], found[-1][0] if found else after
+
+    def acknowledge_entries(self, kind: str, last: int) -> None:
+        with self.editor.transaction():
+            self._set_state(kind, str(last))
+
+
+_GROWING = {
+    "revisions": ("usage_revisions", REVISION_COLUMNS, "position"),
+    "adjustments": ("bill_adjustments", ADJUSTMENT_COLUMNS, "number"),
+}

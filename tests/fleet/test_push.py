@@ -1,0 +1,396 @@
+"""Pushing: each settled row is in the books once, in PostgreSQL's types, and never replaced by a worse one."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.record import IterationRow
+
+from scripts.real_postgres import Postgres, query
+from scripts.real_proxy import replay, rows_of, wait_until
+from tests.fleet.conftest import Run, command, fill, record
+
+DEMO = Path(__file__).parents[2] / "data" / "demo.mitm"
+FLAGGED = {"usage_state": "missing", "requires_manual_review": 1, "review_reason": "no_usage_data", "total_tokens": 0}
+FLAGGED |= {"input_tokens": 0, "output_tokens": 0, "usage_raw": None}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "usage.db"
+
+
+def sql(path: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(statement, values).fetchall()
+
+
+def stored(dsn: str, *columns: str) -> list[tuple[Any, ...]]:
+    return query(dsn, f"SELECT {', '.join(columns)} FROM usage_records ORDER BY id")
+
+
+def test_rows_and_iterations_are_stored_as_they_are(ledger: Path, dsn: str, run: Run) -> None:
+    replay(DEMO, ledger)
+    done = run("push", dsn, "--db", ledger, "--source", "web-1")
+    rows = rows_of(ledger)
+    assert done.stdout == f"{len(rows)} row(s) pushed as web-1\n"
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute(f"SELECT {', '.join(COLUMNS)}, source FROM usage_records ORDER BY occurred_at, id")
+        for row, there in zip(rows, found.fetchall(), strict=True):
+            told = dict(zip((*COLUMNS, "source"), there, strict=True))
+            assert told.pop("source") == "web-1"
+            for name in ("occurred_at", "completed_at"):
+                moment = told[name].isoformat(timespec="milliseconds").replace("+00:00", "Z")
+                assert moment == row[name]
+            for name in ("metadata", "usage_raw"):
+                assert told[name] == (json.loads(row[name]) if row[name] else None)
+            assert str(told["total_cost"]) == str(row["total_cost"])
+            apart = ("occurred_at", "completed_at", "metadata", "usage_raw", "total_cost")
+            assert {n: v for n, v in told.items() if n not in apart} == {n: row[n] for n in row if n not in apart}
+    assert query(dsn, "SELECT type, input_tokens, total_cost::text FROM usage_iterations ORDER BY position") == sql(
+        ledger, "SELECT type, input_tokens, total_cost FROM usage_iterations ORDER BY position"
+    )
+
+
+def test_the_queries_of_the_original_note_run_as_they_are(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1), record(2, **FLAGGED))
+    sql(ledger, "UPDATE usage_records SET occurred_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')")
+    run("push", dsn, "--db", ledger)
+    verification = (
+        "SELECT occurred_at, account_id, model, total_tokens, metadata FROM usage_records "
+        "WHERE occurred_at > NOW() - INTERVAL '1 hour' ORDER BY occurred_at DESC LIMIT 10"
+    )
+    assert [row[1:4] for row in query(dsn, verification)] == [
+        ("acme", "claude-sonnet-4-6", total) for total in (54, 0)
+    ] or [row[3] for row in query(dsn, verification)] == [0, 54]
+    correction = (
+        "UPDATE usage_records SET input_tokens = 1200, output_tokens = 340, total_tokens = 1540, "
+        """metadata = metadata || '{"_manually_updated": true}'::jsonb WHERE id = '%s'"""
+    )
+    query(dsn, correction % record(2).id)
+    assert stored(dsn, "total_tokens", "metadata ->> '_manually_updated'")[1] == (1540, "true")
+
+
+def test_pushing_again_changes_nothing(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, *map(record, range(20)))
+    run("push", dsn, "--db", ledger)
+    before = stored(dsn, "id", "version")
+    assert run("push", dsn, "--db", ledger).stdout.startswith("0 row(s)")
+    assert stored(dsn, "id", "version") == before
+
+
+def test_what_changes_afterwards_is_pushed_and_nothing_else(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, *map(record, range(10)), record(20, usage_state="pending"))
+    run("push", dsn, "--db", ledger)
+    assert len(stored(dsn, "id")) == 10
+    versions = dict(stored(dsn, "id", "version"))
+    fill(ledger, record(20), record(21))
+    run("price", "--db", ledger, "--since", "2026-01-01", "--until", "2026-11-01")
+    run("push", dsn, "--db", ledger)
+    now = dict(stored(dsn, "id", "version"))
+    assert set(now) - set(versions) == {record(20).id, record(21).id}
+    assert {each for each in versions if now[each] != versions[each]} == {record(each).id for each in range(0, 10, 2)}
+    assert [row[0] for row in stored(dsn, "total_cost::text")] == [
+        row["total_cost"] for row in sorted(rows_of(ledger), key=lambda row: row["id"])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("there", "pushed", "stays"),
+    [
+        ("complete", "partial", "complete"),
+        ("partial", "complete", "complete"),
+        ("missing", "partial", "partial"),
+        ("none", "missing", "none"),
+        ("none", "complete", "complete"),
+    ],
+)
+def test_of_two_ledgers_with_one_row_the_better_stands(
+    tmp_path: Path, dsn: str, run: Run, there: str, pushed: str, stays: str
+) -> None:
+    first, second = (fill(tmp_path / f"{state}.db", record(1, usage_state=state)) for state in (there, pushed))
+    run("push", dsn, "--db", first, "--source", "a")
+    run("push", dsn, "--db", second, "--source", "b")
+    run("push", dsn, "--db", first, "--source", "a")
+    assert stored(dsn, "usage_state") == [(stays,)]
+
+
+def test_of_two_lower_bounds_the_larger_stands(tmp_path: Path, dsn: str, run: Run) -> None:
+    for name, total in (("a", 5), ("b", 9), ("c", 7)):
+        partial = record(1, usage_state="partial", total_tokens=total)
+        run("push", dsn, "--db", fill(tmp_path / f"{name}.db", partial), "--source", name)
+    assert stored(dsn, "total_tokens") == [(9,)]
+
+
+def test_what_was_edited_there_is_never_overwritten(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1, usage_state="partial"))
+    run("push", dsn, "--db", ledger)
+    query(dsn, "UPDATE usage_records SET output_tokens = 7, total_tokens = 19")
+    fill(ledger, record(1))
+    run("push", dsn, "--db", ledger)
+    assert stored(dsn, "output_tokens", "usage_state", "edited_by IS NOT NULL") == [(7, "partial", True)]
+
+
+def test_better_usage_brings_its_own_iterations(tmp_path: Path, dsn: str, run: Run) -> None:
+    def iteration(tokens: int, position: int = 0) -> IterationRow:
+        return IterationRow(record(1).id, position, "message", None, 1, tokens)
+
+    worse = fill(tmp_path / "a.db", record(1, usage_state="partial"), iterations=(iteration(1), iteration(2, 1)))
+    better = fill(tmp_path / "b.db", record(1, usage_raw='{"output_tokens":9}'), iterations=(iteration(5),))
+    run("push", dsn, "--db", worse, "--source", "a")
+    run("push", dsn, "--db", better, "--source", "b")
+    assert query(dsn, "SELECT position, input_tokens FROM usage_iterations") == [(0, 5)]
+
+
+def test_the_trail_and_the_adjustments_go_along(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1, **FLAGGED))
+    run("backfill", "--id", record(1).id, "--input-tokens", "5", "--output-tokens", "6", "--note", "x", "--db", ledger)
+    run("push", dsn, "--db", ledger)
+    columns = "position, source, reason, record_id, before, after, hash"
+    assert query(dsn, f"SELECT {columns} FROM usage_revisions") == sql(ledger, f"SELECT {columns} FROM usage_revisions")
+    run("push", dsn, "--db", ledger)
+    assert query(dsn, "SELECT count(*) FROM usage_revisions") == [(1,)]
+    assert stored(dsn, "input_tokens", "usage_state", "requires_manual_review") == [(5, "missing", 0)]
+
+
+def test_months_have_partitions_of_their_own(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, *map(record, range(4)), record(9, occurred_at="2027-01-01T00:00:00.000Z"))
+    run("push", dsn, "--db", ledger)
+    found = query(dsn, "SELECT tableoid::regclass::text, count(*) FROM usage_records GROUP BY 1 ORDER BY 1")
+    assert found == [
+        (f"usage_records_{month}", count) for month, count in (("2026_10", 2), ("2026_11", 2), ("2027_01", 1))
+    ]
+
+
+ODD = {
+    "a NUL in JSON": {"metadata": '{"a":"x\\u0000y"}'},
+    "half a surrogate pair": {"metadata": '{"a":"\\ud800"}'},
+    "no JSON": {"metadata": "{"},
+    "JSON that is NaN": {"usage_raw": '{"a":NaN}'},
+    "a tab, a backslash, a line end": {"tag": "a\tb\\c\nd\re\\N"},
+    "a cost that is no number": {"total_cost": "much"},
+    "the separator": {"tag": "a\x1fb"},
+    "a start that is no time": {"occurred_at": "yesterday"},
+    "a name for nothing": {"tag": "\\N"},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_another_program_has_put_there_holds_up_no_other_row(ledger: Path, dsn: str, run: Run, name: str) -> None:
+    fill(ledger, *map(record, range(5)))
+    for column, value in ODD[name].items():
+        sql(ledger, f"UPDATE usage_records SET {column} = ? WHERE id = ?", value, record(2).id)
+    done = run("push", dsn, "--db", ledger, code=None)
+    there = {row[0] for row in stored(dsn, "id")}
+    assert there >= {record(each).id for each in (0, 1, 3, 4)}
+    if record(2).id in there:
+        assert done.returncode == 0
+        if "tag" in ODD[name]:
+            assert query(dsn, "SELECT tag FROM usage_records WHERE id = %s", [record(2).id]) == [(ODD[name]["tag"],)]
+    else:
+        assert done.returncode == 1
+        assert f"row {record(2).id} holds what PostgreSQL does not take" in done.stderr
+
+
+# What goes wrong.
+
+
+def test_a_killed_push_loses_nothing_and_doubles_nothing(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, *map(record, range(30_000)))
+    for _ in range(4):
+        process = subprocess.Popen(command("push", dsn, "--db", ledger), stdout=subprocess.DEVNULL)
+        before = len(stored(dsn, "id")) if query(dsn, "SELECT to_regclass('usage_records')")[0][0] else 0
+
+        def more(before: int = before, process: "subprocess.Popen[bytes]" = process) -> bool:
+            there = query(dsn, "SELECT to_regclass('usage_records')")[0][0]
+            return process.poll() is not None or bool(there and len(stored(dsn, "id")) > before)
+
+        wait_until(more)
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    run("push", dsn, "--db", ledger)
+    assert query(dsn, "SELECT count(*), sum(total_tokens) FROM usage_records") == [(30_000, 30_000 * 54)]
+
+
+def test_a_server_that_crashes_meanwhile_is_waited_for(tmp_path: Path, run: Run) -> None:
+    ledger = fill(tmp_path / "usage.db", *map(record, range(40_000)))
+    with Postgres() as own:
+        dsn = own.new_database()
+        process = subprocess.Popen(
+            command("push", dsn, "--db", ledger), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        wait_until(lambda: query(dsn, "SELECT to_regclass('usage_records')")[0][0] and stored(dsn, "id"))
+        own.kill()
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        own.start()
+        told, _ = process.communicate(timeout=60)
+        assert "the server takes nothing" in line
+        assert process.returncode == 0, told
+        assert query(dsn, "SELECT count(*), sum(total_tokens) FROM usage_records") == [(40_000, 40_000 * 54)]
+
+
+def test_several_push_at_once(tmp_path: Path, dsn: str) -> None:
+    ledgers = [
+        fill(tmp_path / f"{number}.db", *(record(each) for each in range(number, 8_000, 2))) for number in (0, 1)
+    ]
+    ledgers.append(fill(tmp_path / "both.db", *map(record, range(0, 8_000, 3))))
+    running = [
+        subprocess.Popen(command("push", dsn, "--db", path, "--source", path.stem), stdout=subprocess.DEVNULL)
+        for path in ledgers
+    ]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert query(dsn, "SELECT count(*), sum(total_tokens) FROM usage_records") == [(8_000, 8_000 * 54)]
+
+
+def test_follow_pushes_what_comes(ledger: Path, dsn: str) -> None:
+    fill(ledger, record(1))
+    process = subprocess.Popen(
+        command("push", dsn, "--db", ledger, "--follow", "--interval", "1s"), stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: query(dsn, "SELECT to_regclass('usage_records')")[0][0] and stored(dsn, "id"))
+        fill(ledger, record(2))
+        wait_until(lambda: len(stored(dsn, "id")) == 2)
+    finally:
+        process.terminate()
+    assert process.wait(20) == 143
+
+
+def wrong_dsn(dsn: str) -> str:
+    return "nonsense"
+
+
+def no_such_database(dsn: str) -> str:
+    return psycopg.conninfo.make_conninfo(dsn, dbname="nowhere")
+
+
+def no_such_user(dsn: str) -> str:
+    return psycopg.conninfo.make_conninfo(dsn, user="nobody", password="hunter2")
+
+
+def others_table(dsn: str) -> str:
+    query(dsn, "CREATE TABLE usage_records (id int)")
+    return dsn
+
+
+def newer(dsn: str) -> str:
+    query(dsn, "CREATE TABLE usage_schema (number int, name text, books uuid, applied_at timestamptz)")
+    query(dsn, "INSERT INTO usage_schema SELECT n, 'x', gen_random_uuid(), now() FROM generate_series(1, 99) n")
+    return dsn
+
+
+def without_rights(dsn: str) -> str:
+    name = f"reader_{os.urandom(4).hex()}"
+    query(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'hunter2'")
+    return psycopg.conninfo.make_conninfo(dsn, user=name, password="hunter2")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (wrong_dsn, "the DSN cannot be read"),
+        (no_such_database, "does not exist"),
+        (no_such_user, "does not exist"),
+        (others_table, "a table usage_records that usage-ledger has not made"),
+        (newer, "newer version"),
+        (without_rights, "permission denied"),
+    ],
+)
+def test_what_cannot_be_pushed_to_is_told_in_one_line(
+    ledger: Path, dsn: str, run: Run, make: Callable[[str], str], words: str
+) -> None:
+    fill(ledger, record(1))
+    done = run("push", make(dsn), "--db", ledger, code=2)
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert "hunter2" not in done.stderr
+    assert len(rows_of(ledger)) == 1
+
+
+def test_a_name_that_another_ledger_has_is_refused(tmp_path: Path, dsn: str, run: Run) -> None:
+    first, second = (fill(tmp_path / f"{name}.db", record(1)) for name in "ab")
+    run("push", dsn, "--db", first, "--source", "web")
+    done = run("push", dsn, "--db", second, "--source", "web", code=2)
+    assert "another ledger is pushed as web; give this one a name of its own with --source" in done.stderr
+
+
+def test_a_ledger_may_take_another_name(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1))
+    run("push", dsn, "--db", ledger, "--source", "web")
+    fill(ledger, record(2))
+    run("push", dsn, "--db", ledger, "--source", "web-1")
+    assert query(dsn, "SELECT name FROM usage_sources") == [("web-1",)]
+    assert stored(dsn, "source") == [("web",), ("web-1",)]
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 200])
+def test_what_is_no_name_is_refused(ledger: Path, dsn: str, run: Run, name: str) -> None:
+    fill(ledger, record(1))
+    done = run("push", dsn, "--db", ledger, "--source", name, code=2 if name else 0)
+    assert not name or "is no name" in done.stderr
+
+
+def test_books_that_are_begun_anew_get_everything(ledger: Path, postgres: Postgres, dsn: str, run: Run) -> None:
+    fill(ledger, *map(record, range(5)))
+    run("push", dsn, "--db", ledger)
+    other = postgres.new_database()
+    run("push", other, "--db", ledger)
+    assert len(stored(other, "id")) == 5
+
+
+def test_a_copy_of_the_ledger_with_another_trail_is_refused(tmp_path: Path, dsn: str, run: Run) -> None:
+    first, second = tmp_path / "a.db", tmp_path / "b.db"
+    fill(first, record(1, **FLAGGED))
+    run("push", dsn, "--db", first, "--source", "web")
+    run("backup", second, "--db", first)
+    for path, tokens in ((first, 5), (second, 6)):
+        counts = ("--input-tokens", tokens, "--output-tokens", 1)
+        run("backfill", "--id", record(1).id, *counts, "--note", "x", "--db", path)
+    run("push", dsn, "--db", first, "--source", "web")
+    assert "is another one in the books" in run("push", dsn, "--db", second, "--source", "web", code=2).stderr
+
+
+def test_without_the_extra_one_line_says_what_to_install(ledger: Path, tmp_path: Path, run: Run) -> None:
+    fill(ledger, record(1))
+    (tmp_path / "psycopg.py").write_text("raise ImportError('no pq wrapper available')")
+    for name in ("push", "pull"):
+        done = run(name, "dbname=x", "--db", ledger, code=2, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        assert "pip install 'claude-usage-ledger[fleet]'" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_password_may_come_from_the_environment_or_a_file(ledger: Path, tmp_path: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1))
+    parts = psycopg.conninfo.conninfo_to_dict(dsn)
+    environment = {**os.environ, "PGHOST": str(parts["host"]), "PGDATABASE": str(parts["dbname"]), "PGUSER": "postgres"}
+    assert run("push", "", "--db", ledger, env=environment).stdout.startswith("1 row(s)")
+    services = tmp_path / "services"
+    services.write_text(f"[books]\nhost={parts['host']}\ndbname={parts['dbname']}\nuser=postgres\n")
+    done = run("push", "service=books", "--db", ledger, env={**os.environ, "PGSERVICEFILE": str(services)})
+    assert done.stdout.startswith("0 row(s)")
+
+
+def test_a_proxy_that_writes_is_not_disturbed(ledger: Path, dsn: str) -> None:
+    """Rows that come while a push runs are in that push or in the next one."""
+    fill(ledger, *map(record, range(20_000)))
+    process = subprocess.Popen(
+        command("push", dsn, "--db", ledger), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    number = 20_000
+    while process.poll() is None:
+        fill(ledger, record(number))
+        number += 1
+    assert (process.returncode, process.communicate()[1]) == (0, "")
+    assert subprocess.run(command("push", dsn, "--db", ledger), stdout=subprocess.DEVNULL).returncode == 0
+    assert query(dsn, "SELECT count(*) FROM usage_records") == [(number,)]
