@@ -60,3 +60,10 @@ def ask() -> Iterator[Callable[..., httpx.Response]]:
             return answer
 
         yield post
+
+
+@pytest.fixture(scope="session")
+def sized(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """Choose between a drill's short and its long size."""
+    is_long = request.config.getoption("--long")
+    return lambda short, long: long if is_long else short

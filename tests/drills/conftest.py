@@ -1,4 +1,4 @@
-"""What the drills share. Each runs in two sizes: short with all tests, long with `./scripts/drill`."""
+"""What the drills share."""
 
 import os
 import subprocess
@@ -10,13 +10,6 @@ import pytest
 
 from scripts.real_proxy import ADDON, wait_until
 from scripts.traffic import compare
-
-
-@pytest.fixture(scope="session")
-def sized(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """Choose between a drill's short and its long size."""
-    is_long = request.config.getoption("--long")
-    return lambda short, long: long if is_long else short
 
 
 @pytest.fixture

@@ -325,6 +325,18 @@ def test_a_name_that_another_ledger_has_is_refused(tmp_path: Path, dsn: str, run
     assert "another ledger is pushed as web; give this one a name of its own with --source" in done.stderr
 
 
+def test_rows_that_were_archived_before_they_were_pushed_are_told(tmp_path: Path, dsn: str, run: Run) -> None:
+    ledger, archive = tmp_path / "usage.db", tmp_path / "old.db"
+    fill(ledger, *map(record, range(4)))
+    run("push", dsn, "--db", ledger, "--source", "web")
+    fill(ledger, record(6), record(7))
+    run("archive", "--before", "2026-11-01", archive, "--db", ledger)
+    done = run("push", dsn, "--db", ledger, "--source", "web")
+    assert "1 row(s) were archived before they were pushed; push the archive as well" in done.stderr
+    run("push", dsn, "--db", archive, "--source", "web-old")
+    assert len(stored(dsn, "id")) == 6
+
+
 def test_a_ledger_may_take_another_name(ledger: Path, dsn: str, run: Run) -> None:
     fill(ledger, record(1))
     run("push", dsn, "--db", ledger, "--source", "web")

@@ -105,16 +105,19 @@ class _Run:
         from usage_ledger.fleet.server import open_books, telling
         from usage_ledger.ledger.outbox import open_outbox
 
-        conflicts, refused = set[str](), set[str]()
+        conflicts, refused, archived = set[str](), set[str](), 0
         with open_outbox(self._db) as outbox, open_books(self._dsn) as (connection, books), telling():
             for pushed in Pusher(outbox, connection, books, self._source).push():
                 self._stored += pushed.stored
                 conflicts.update(pushed.conflicts)
                 refused.update(pushed.refused)
+                archived += pushed.archived
         for row_id in sorted(refused - self.left):
             self._warn(f"row {row_id} holds what PostgreSQL does not take, and is left out")
         for row_id in sorted(conflicts - self.left):
             self._warn(f"row {row_id} was changed here and in the books; see pull --prefer")
+        if archived:
+            self._warn(f"{archived:,} row(s) were archived before they were pushed; push the archive as well")
         self.left = conflicts | refused
 
     @staticmethod

@@ -76,15 +76,23 @@ CONFLICTS = f"""
 """Changes by people that were not taken, because somebody else has changed the row as well."""
 
 
+VERSIONS = f"""
+    SELECT old.id, old.version FROM staged JOIN usage_records AS old USING (id, occurred_at)
+    WHERE (base IS NOT NULL OR {_corrected("staged")}) AND {_all("staged")} IS NOT DISTINCT FROM {_all("old")}
+"""
+"""The versions of rows that are there as they are here; of others this ledger has yet to hear."""
+
+
 class Pushed(NamedTuple):
     """What one batch came to: rows sent, rows that changed the books, and ids of rows that were not taken: changed by
-    somebody else as well, or such as PostgreSQL does not take whatever is done.
+    somebody else as well, or such as PostgreSQL does not take whatever is done. `archived`: so many are in an archive.
     """
 
     sent: int
     stored: int
     conflicts: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    archived: int = 0
 
 
 type Versions = Sequence[tuple[str, int]]
@@ -142,7 +150,7 @@ class Pusher:
                         following.exception()  # waits for it
                     again += [*pushed.conflicts, *pushed.refused]
                     self._outbox.acknowledge(batch, versions)
-                    yield pushed
+                    yield pushed._replace(archived=batch.archived)
                     batch = following.result()
         self._outbox.put_back(again)
 
@@ -193,11 +201,7 @@ class Pusher:
                 "INSERT INTO usage_iterations SELECT * FROM staged_iterations WHERE record_id = ANY(%s)", (stored,)
             )
             conflicts = [row[0] for row in connection.execute(CONFLICTS).fetchall()]
-            versions = connection.execute(
-                "SELECT id, version FROM usage_records JOIN staged USING (id, occurred_at) "
-                f"WHERE (base IS NOT NULL OR {_corrected('staged')}) AND NOT id = ANY(%s)",
-                (conflicts,),
-            ).fetchall()
+            versions = connection.execute(VERSIONS).fetchall()
         return Pushed(len(rows), len(stored), tuple(conflicts)), versions
 
     @contextlib.contextmanager

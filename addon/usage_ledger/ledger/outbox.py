@@ -31,7 +31,8 @@ class Batch(NamedTuple):
     """Rows to push, as lines of COPY (`line` of `COLUMNS`) by their ids, and their iterations (`ITERATION_COLUMNS`).
 
     `months` are those of the rows, as 2026-11. `bases` are the versions that rows were made from, where they are known
-    of the other side. `is_new`: none of the rows was ever pushed, nor corrected. `end` is what to acknowledge.
+    of the other side. `is_new`: none of the rows was ever pushed, nor corrected. `archived`: so many had changed and
+    are in an archive by now. `end` is what to acknowledge.
     """
 
     rows: dict[str, str]
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     months: set[str]
     bases: dict[str, int]
     is_new: bool
+    archived: int
     end: tuple[str, str]
 
 
@@ -135,8 +137,12 @@ class Outbox:
         ).fetchone()
         if last is None:
             return None
-        condition = "id IN (SELECT record_id FROM fleet_outbox WHERE number > ? AND number <= ?) ORDER BY id"
-        return self._batch(condition, (after, last), ("outbox", str(last)), is_new=not known)
+        changed = "SELECT record_id FROM fleet_outbox WHERE number > ? AND number <= ?"
+        (archived,) = self._connection.execute(
+            f"SELECT count(*) FROM usage_archived WHERE record_id IN ({changed})", (after, last)
+        ).fetchone()
+        batch = self._batch(f"id IN ({changed}) ORDER BY id", (after, last), ("outbox", str(last)), is_new=not known)
+        return batch._replace(archived=archived)
 
     def _take_first(self, size: int, behind: Batch | None) -> Batch | None:
         """Return rows that were there before the outbox was."""
@@ -175,7 +181,8 @@ class Outbox:
             "AND record_id IN (SELECT value FROM json_each(?))",
             (ids,),
         )
-        return Batch(rows, [row[0] for row in iterations], {row[1] for row in found}, dict(bases), is_new, end)
+        months = {row[1] for row in found}
+        return Batch(rows, [row[0] for row in iterations], months, dict(bases), is_new, 0, end)
 
     def acknowledge(self, batch: Batch, versions: Sequence[tuple[str, int]]) -> None:
         """Forget what is stored on the other side. `versions`: what rows have there whose version is to be known."""
