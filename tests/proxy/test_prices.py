@@ -68,7 +68,7 @@ def test_an_unknown_model_is_said_once_and_stays_unpriced(start_proxy: Start, as
 
 BROKEN = {
     "the price list cannot be loaded": "sys.modules['genai_prices'] = None",
-    "the price list raises": "import genai_prices.types as t\nt.ModelPrice.calc_price = fail",
+    "the price list raises": "import genai_prices.types as t\nt.ModelInfo.get_prices = fail",
     "the pricer raises": "from usage_ledger.prices.pricer import Pricer\nPricer.price = fail",
     "all of the pricer raises": "from usage_ledger.prices.pricer import Pricer\nPricer.fill = fail",
 }
