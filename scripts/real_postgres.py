@@ -78,5 +78,5 @@ def psql() -> str:
 def query(dsn: str, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """Run a statement and return its rows, if it has any."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        done = connection.execute(statement, values)
+        done = connection.execute(statement, values or None)
         return done.fetchall() if done.description else []

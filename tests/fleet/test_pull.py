@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from scripts.real_postgres import Postgres, query
@@ -300,3 +301,18 @@ def test_a_server_that_cannot_be_reached_is_told_in_one_line(desk: Path, dsn: st
     done = run("pull", "host=/nowhere dbname=x", "--db", desk, code=2)
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_server_may_write_times_its_own_way_and_keep_the_books_in_a_schema_of_their_own(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    fill(proxy, record(1), record(3, occurred_at="2026-10-31T23:59:59.999Z"))
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+    query(dsn, "CREATE SCHEMA books")
+    for setting in ("timezone = 'Asia/Kolkata'", "datestyle = 'German, DMY'", "search_path = books"):
+        query(dsn, f"ALTER DATABASE {name} SET {setting}")
+    run("push", dsn, "--db", proxy)
+    run("pull", dsn, "--db", desk)
+    assert comparable(desk) == comparable(proxy)
+    found = query(dsn, "SELECT DISTINCT schemaname FROM pg_tables WHERE tablename LIKE 'usage_%'")
+    assert found == [("books",)]

@@ -47,6 +47,7 @@ def open_books(dsn: str) -> Iterator[tuple[Connection, str]]:
             raise FleetError(f"the DSN cannot be read: {_line(error)}") from None
         with connection:
             connection.execute("SET TIME ZONE 'UTC'")
+            connection.execute("SET DateStyle = 'ISO, YMD'")
             yield connection, migrate(connection)
 
 
