@@ -195,12 +195,10 @@ class UsageLedger:
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._settle_what_is_over)
 
     async def _replay(self, flow: http.HTTPFlow) -> None:
-        settings = self._ready()
-        if not self._is_chosen(flow):
-            return
-        writer = self._writer()
+        settings, writer = self._ready(), self._writer()
         try:
-            judged = judge(flow, settings.account, settings.tag_header, writer.name)
+            chosen = self._is_chosen(flow)
+            judged = judge(flow, settings.account, settings.tag_header, writer.name) if chosen else None
         except Exception as error:  # noqa: BLE001 - a damaged capture may hold anything
             _log.warning(f"usage ledger: flow {flow.id} of the capture is damaged ({error!r}), and leaves no row")
             return
