@@ -242,6 +242,21 @@ def test_a_correction_of_a_correction_is_no_conflict(proxy: Path, desk: Path, ds
     assert "all is well" in run("verify", "--db", proxy).stdout
 
 
+def test_books_that_were_restored_from_a_backup_take_no_correction_away(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    query(dsn, "CREATE TABLE backup AS SELECT * FROM usage_records")
+    backfill(run, desk, 1, 500)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    query(dsn, "DELETE FROM usage_records")
+    query(dsn, "INSERT INTO usage_records SELECT * FROM backup")
+    run("pull", dsn, "--db", desk)
+    assert shown(desk, 1, "input_tokens") == (500,)
+
+
 def test_other_books_know_nothing_of_these_versions(
     proxy: Path, desk: Path, postgres: Postgres, dsn: str, run: Run
 ) -> None:

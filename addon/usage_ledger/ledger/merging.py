@@ -112,15 +112,15 @@ class _Merge:
         is_theirs_final = theirs.edited_by is not None or is_corrected(theirs.entry.record)
         if base == theirs.version:
             return "keep"  # ours was made from theirs, and is on its way to them
+        if theirs.edited_by is None and _rank(theirs.entry.record) < _rank(ours.record):
+            return "keep"  # also where the books were restored from a backup, and have forgotten
         if record_id not in self._changed_here and base is not None:
             return "take"
         if is_theirs_final and is_corrected(ours.record):
             return {"report": "conflict", "ours": "keep", "theirs": "take"}[self._preference]  # type: ignore[return-value]
         if is_theirs_final or _rank(theirs.entry.record) > _rank(ours.record):
             return "take"
-        if record_id in self._changed_here or _rank(theirs.entry.record) < _rank(ours.record):
-            return "keep"
-        return "take"
+        return "keep" if record_id in self._changed_here else "take"
 
     def _add(self, added: Sequence[Theirs]) -> None:
         self._write([each.entry for each in added])
