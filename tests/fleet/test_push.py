@@ -180,6 +180,7 @@ ODD = {
     "a cost that is no number": {"total_cost": "much"},
     "the separator": {"tag": "a\x1fb"},
     "a start that is no time": {"occurred_at": "yesterday"},
+    "a start in the last month there is": {"occurred_at": "9999-12-31T00:00:00.000Z"},
     "a name for nothing": {"tag": "\\N"},
 }
 
@@ -316,6 +317,20 @@ def test_what_cannot_be_pushed_to_is_told_in_one_line(
     assert done.stdout == ""
     assert "hunter2" not in done.stderr
     assert len(rows_of(ledger)) == 1
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:hunter2%zz@h/db",
+        "postgresql://u:hunter 2@h/db",
+        "password=first hunter2",
+        "postgres:/u:hunter2@h",
+    ],
+)
+def test_a_dsn_that_cannot_be_read_is_not_echoed(ledger: Path, run: Run, dsn: str) -> None:
+    fill(ledger, record(1))
+    assert "hunter" not in run("push", dsn, "--db", ledger, code=2).stderr
 
 
 def test_a_name_that_another_ledger_has_is_refused(tmp_path: Path, dsn: str, run: Run) -> None:

@@ -269,9 +269,12 @@ class UnmendableError(Exception):
 
 def _first_day(month: str) -> date:
     try:
-        return date.fromisoformat(f"{month}-01")
+        first = date.fromisoformat(f"{month}-01")
     except ValueError:
         raise UnmendableError from None
+    if first.year == date.max.year:  # its last month has no end that a date could name
+        raise UnmendableError
+    return first
 
 
 def mended(row: str) -> str:

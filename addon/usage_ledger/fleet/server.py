@@ -43,8 +43,9 @@ def open_books(dsn: str) -> Iterator[tuple[Connection, str]]:
                 keepalives_idle=30,
                 keepalives_interval=10,
             )
-        except psycopg.ProgrammingError as error:
-            raise FleetError(f"the DSN cannot be read: {_line(error)}") from None
+        except psycopg.ProgrammingError:
+            # What libpq says of it quotes it, and so its password.
+            raise FleetError("the DSN cannot be read; say postgresql://user@host/database or key=value pairs") from None
         with connection:
             connection.execute("SET TIME ZONE 'UTC'")
             connection.execute("SET DateStyle = 'ISO, YMD'")
