@@ -299,6 +299,13 @@ def test_text_that_looks_like_no_number_does_not_break_an_answer_that_has_to_be_
     assert (verdict.state, verdict.reason) == (COMPLETE, None)
 
 
+def test_a_text_that_never_ends_is_gone_over_once() -> None:
+    """Looked at anew from each of its quotes, a megabyte of it would hold the proxy up for an hour."""
+    body = b'{"model":"m","x":NaN,"y":"' + b'\\"' * 500_000
+    assert read_request(body).model is None
+    assert judge([body]).state == MISSING
+
+
 @pytest.mark.parametrize("field", ["model", "metadata", "stream", "messages"])
 @pytest.mark.parametrize("odd", [b"1", b"NaN", b'"\\ud800"'], ids=["plain", "NaN", "lone surrogate"])
 def test_nor_is_a_request(field: str, odd: bytes) -> None:

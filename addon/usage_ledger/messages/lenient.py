@@ -14,7 +14,7 @@ FIELD_LIMIT = 64 * 1024
 """A field whose JSON is longer than this many bytes is not decoded."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_TEXT_OR_NO_NUMBER = re.compile(rb'"(?:[^"\\]++|\\.)*+"|(?<=[\s:\[,])(?:NaN|-?Infinity)(?=[\s,\]}])', re.DOTALL)
+_TEXT_OR_NO_NUMBER = re.compile(rb'"(?:[^"\\]++|\\.?+)*+"?+|(?<=[\s:\[,])(?:NaN|-?Infinity)(?=[\s,\]}])', re.DOTALL)
 _FAILURES = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
