@@ -336,3 +336,13 @@ def texts_of(tree: object) -> Iterator[str]:
         for name, each in tree.items():
             yield name
             yield from texts_of(each)
+
+
+def test_a_key_in_a_place_that_is_kept_is_filled() -> None:
+    key = "sk-ant-api03-abcdefghijklmnopqrstuvwxyz0123456789"
+    flow = sample()
+    for name in ("user-agent", "anthropic-beta", "x-app"):
+        flow.request.headers[name] = f"a {key}"
+    flow.request.raw_content = json.dumps({"model": key, "id": key, "messages": [{"role": key, "type": key}]}).encode()
+    redact(flow)
+    assert key.encode() not in saved(flow)

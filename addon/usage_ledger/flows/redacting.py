@@ -31,6 +31,7 @@ _KEPT = re.compile(
 """The headers that matter for usage, or for how a body is read. Of credentials the kind is kept."""
 
 _CREDENTIALS = ("x-api-key", "authorization")
+_A_KEY = re.compile(rb"sk-ant-[A-Za-z0-9_-]+")
 _SAFE_QUERY = re.compile(r"(?:true|false)?")
 _KEPT_NOTES = ("ending", "captured", "answered_by_proxy", "response_bytes")
 _NOWHERE = "192.0.2.1"  # an address of nobody's (RFC 5737)
@@ -150,7 +151,7 @@ def _redacted_headers(headers: http.Headers) -> http.Headers:
 def _redacted_header(raw_name: bytes, raw_value: bytes) -> bytes:
     name = raw_name.decode("latin-1").lower()
     if _KEPT.fullmatch(name):
-        return raw_value
+        return _A_KEY.sub(lambda found: b"x" * len(found[0]), raw_value)
     if name in _CREDENTIALS:
         value = raw_value.decode("latin-1")
         scheme, space, token = value.partition(" ")

@@ -79,9 +79,9 @@ _BEFORE = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*+")
 _SOUND = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|NaN|-?Infinity")
 _LITERALS = frozenset({b"true", b"false", b"null"})
-_LABEL = re.compile(r"[a-z0-9][a-z0-9_./+-]{0,63}")
-_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@/\[\]-]{0,127}")
-_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_LABEL = re.compile(r"(?!.*sk-ant-)[a-z0-9][a-z0-9_./+-]{0,63}")
+_MODEL = re.compile(r"(?!.*sk-ant-)[A-Za-z0-9][A-Za-z0-9_.:@/\[\]-]{0,127}")
+_ID = re.compile(r"(?!.*sk-ant-)[A-Za-z0-9_.:-]{1,128}")
 _LINE = re.compile(
     rb"(?:(data|event|id|retry)(?::\x20?+|(?=[\r\n]|\Z))|(:))?+"  # a field, or a comment
     rb"([^\r\n]*+)(?:\r\n?+|\n|\Z)"
