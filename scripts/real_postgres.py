@@ -56,6 +56,15 @@ class Postgres:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return psycopg.conninfo.make_conninfo(self.dsn, dbname=name)
 
+    def copy_of(self, dsn: str) -> str:
+        """Copy a database as it is and return the copy's DSN."""
+        copy = self.new_database()
+        names = [sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(each)["dbname"])) for each in (copy, dsn)]
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {}").format(names[0]))
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
+        return copy
+
     def kill(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """End the server at once, as a crash would; SIGQUIT lets it take its children along."""
         assert self._server is not None

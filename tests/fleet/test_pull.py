@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,58 @@ def test_a_conflict_is_settled_for_ours(proxy: Path, desk: Path, dsn: str, run: 
     assert "all is well" in run("verify", "--db", desk).stdout
 
 
+def test_an_edit_by_sql_does_not_undo_better_usage(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """Whatever was edited: both sides have changed, and that is told."""
+    fill(proxy, record(1, usage_state="partial"))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    query(dsn, "UPDATE usage_records SET tag = 'x'")
+    fill(proxy, record(1))
+    run("pull", dsn, "--db", proxy, code=1)
+    assert shown(proxy, 1, "usage_state", "tag") == ("complete", None)
+    run("pull", dsn, "--db", proxy, "--prefer", "ours")
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    assert query(dsn, "SELECT usage_state, tag FROM usage_records") == [("complete", None)]
+
+
+def test_an_acceptance_made_elsewhere_stands(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """Also where a pull has kept what was changed here meanwhile, and where the row had never come from the books."""
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", desk)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    sql(proxy, "UPDATE usage_records SET tag = 'x'")
+    for _ in range(2):
+        run("pull", dsn, "--db", proxy)
+        run("push", dsn, "--db", proxy, "--source", "web-1")
+    assert query(dsn, "SELECT requires_manual_review FROM usage_records") == [(0,)]
+    assert shown(proxy, 1, "requires_manual_review") == (0,)
+
+
+def test_an_acceptance_of_a_row_that_was_pushed_from_here_is_not_undone(proxy: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy)
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", proxy)
+    run("pull", dsn, "--db", proxy)
+    assert shown(proxy, 1, "requires_manual_review") == (0,)
+    run("push", dsn, "--db", proxy)
+    run("pull", dsn, "--db", proxy)
+    assert query(dsn, "SELECT requires_manual_review FROM usage_records") == [(0,)]
+    assert shown(proxy, 1, "requires_manual_review") == (0,)
+
+
+def test_a_correction_and_an_acceptance_of_one_row_are_a_conflict(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    backfill(run, desk, 1, 500)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", proxy)
+    run("pull", dsn, "--db", proxy, code=1)
+    run("pull", dsn, "--db", proxy, "--prefer", "theirs")
+    assert comparable(proxy) == comparable(desk)
+
+
 def test_a_correction_by_sql_beside_one_at_the_desk_is_a_conflict(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
     fill(proxy, record(1, **FLAGGED))
     run("push", dsn, "--db", proxy)
@@ -255,6 +308,59 @@ def test_books_that_were_restored_from_a_backup_take_no_correction_away(
     query(dsn, "INSERT INTO usage_records SELECT * FROM backup")
     run("pull", dsn, "--db", desk)
     assert shown(desk, 1, "input_tokens") == (500,)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    assert query(dsn, "SELECT input_tokens FROM usage_records") == [(500,)]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("input_tokens = 9e18::bigint", "input_tokens is 9000000000000000000"),
+        ("output_tokens = -1", "output_tokens is -1"),
+        ("total_cost = 'NaN'", "total_cost is NaN"),
+        ("total_cost = '-Infinity'", "total_cost is -Infinity"),
+        ("usage_state = 'pending'", "usage_state is 'pending'"),
+    ],
+)
+def test_what_cannot_be_stays_in_the_books_and_is_told(
+    proxy: Path, desk: Path, dsn: str, run: Run, change: str, why: str
+) -> None:
+    fill(proxy, record(1), record(2))
+    run("push", dsn, "--db", proxy)
+    query(dsn, f"UPDATE usage_records SET {change} WHERE id = '{record(1).id}'")
+    done = run("pull", dsn, "--db", desk, code=1)
+    assert f"row {record(1).id} cannot be: {why}" in done.stderr
+    assert "1 row(s) cannot be, and were left in the books; correct them there" in done.stderr
+    assert [row["id"] for row in rows_of(desk)] == [record(2).id]
+    assert run("summary", "--db", desk).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "usage_raw",
+    ['{"a":1e400}', '{"a":0.12345678901234567890123456789}', '{"a":123456789012345678901234567890}', '{"a b":"c  d"}'],
+)
+def test_numbers_come_back_as_they_are_and_not_as_news(
+    proxy: Path, desk: Path, dsn: str, run: Run, usage_raw: str
+) -> None:
+    fill(proxy, record(1, usage_raw=usage_raw))
+    run("push", dsn, "--db", proxy)
+    run("pull", dsn, "--db", desk)
+    assert json.loads(rows_of(desk)[0]["usage_raw"], parse_float=Decimal) == json.loads(usage_raw, parse_float=Decimal)
+    assert " changed" in run("pull", dsn, "--db", proxy).stdout
+    assert run("pull", dsn, "--db", proxy).stdout == "1 row(s) match: 0 new, 0 changed here\n"
+    run("push", dsn, "--db", desk, "--source", "desk")
+    assert query(dsn, "SELECT edited_at FROM usage_records") == [(None,)]
+
+
+@pytest.mark.parametrize(("flag", "is_corrected"), [("true", True), ("1", True), ('"true"', False), ("2", False)])
+def test_both_sides_read_the_mark_of_a_correction_alike(
+    proxy: Path, desk: Path, dsn: str, run: Run, flag: str, is_corrected: bool
+) -> None:
+    """What is none there gives way to better usage; what is one here is in no review queue."""
+    fill(proxy, record(1, usage_state="partial", metadata=f'{{"_manually_updated":{flag}}}'))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("push", dsn, "--db", fill(desk.with_name("b.db"), record(1)), "--source", "web-2")
+    assert query(dsn, "SELECT usage_state FROM usage_records") == [("partial" if is_corrected else "complete",)]
 
 
 def test_other_books_know_nothing_of_these_versions(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -12,7 +13,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from usage_ledger.fleet import pushing
+from usage_ledger.fleet.exchange import begin
+from usage_ledger.fleet.pushing import Pusher
+from usage_ledger.fleet.server import open_books
 from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.outbox import open_outbox
 from usage_ledger.ledger.record import IterationRow
 
 from scripts.real_postgres import Postgres, query
@@ -136,8 +142,22 @@ def test_what_was_edited_there_is_never_overwritten(ledger: Path, dsn: str, run:
     run("push", dsn, "--db", ledger)
     query(dsn, "UPDATE usage_records SET output_tokens = 7, total_tokens = 19")
     fill(ledger, record(1))
-    run("push", dsn, "--db", ledger)
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert f"row {record(1).id} was changed here and in the books; see pull --prefer" in done.stderr
     assert stored(dsn, "output_tokens", "usage_state", "edited_by IS NOT NULL") == [(7, "partial", True)]
+
+
+def test_an_acceptance_counts_more_than_none_and_less_than_usage(tmp_path: Path, dsn: str, run: Run) -> None:
+    """Also where the ledger that it was made in has the row from elsewhere, such as from a replay."""
+    proxy, desk, other = (fill(tmp_path / f"{name}.db", record(1, **FLAGGED)) for name in ("web", "desk", "other"))
+    run("push", dsn, "--db", proxy, "--source", "web")
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", desk)
+    for path in (desk, other, proxy):
+        run("push", dsn, "--db", path, "--source", path.stem)
+        assert stored(dsn, "usage_state", "requires_manual_review") == [("missing", 0)]
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy, "--source", "web")
+    assert stored(dsn, "usage_state") == [("complete",)]
 
 
 def test_better_usage_brings_its_own_iterations(tmp_path: Path, dsn: str, run: Run) -> None:
@@ -162,6 +182,111 @@ def test_the_trail_and_the_adjustments_go_along(ledger: Path, dsn: str, run: Run
     assert stored(dsn, "input_tokens", "usage_state", "requires_manual_review") == [(5, "missing", 0)]
 
 
+def test_whatever_a_note_says_the_trail_goes_along(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1, **FLAGGED))
+    note = "invoice 7\nof \x1f May\r\\N \x1e"
+    run("backfill", "--id", record(1).id, "--input-tokens", 5, "--output-tokens", 1, "--note", note, "--db", ledger)
+    run("push", dsn, "--db", ledger)
+    assert query(dsn, "SELECT reason FROM usage_revisions") == [(note,)]
+
+
+def test_rows_of_a_month_that_was_detached_wait(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, *map(record, range(4)))
+    run("push", dsn, "--db", ledger)
+    query(dsn, "ALTER TABLE usage_records DETACH PARTITION usage_records_2026_10")
+    fill(ledger, *map(record, range(4, 8)))
+    for _ in range(2):
+        done = run("push", dsn, "--db", ledger, code=1)
+        assert f"row {record(4).id} is of 2026-10, whose partition usage_records_2026_10 was detached" in done.stderr
+        assert {row[0] for row in stored(dsn, "id")} == {record(each).id for each in (1, 3, 5, 7)}
+    query(
+        dsn,
+        "ALTER TABLE usage_records ATTACH PARTITION usage_records_2026_10 "
+        "FOR VALUES FROM ('2026-10-01 00:00+00') TO ('2026-11-01 00:00+00')",
+    )
+    run("push", dsn, "--db", ledger)
+    assert len(stored(dsn, "id")) == 8
+
+
+def test_a_partition_of_a_year_is_as_good(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger)
+    run("push", dsn, "--db", ledger)
+    query(dsn, "CREATE TABLE year PARTITION OF usage_records FOR VALUES FROM ('2026-01-01Z') TO ('2027-01-01Z')")
+    fill(ledger, record(1), record(2))
+    run("push", dsn, "--db", ledger)
+    assert query(dsn, "SELECT count(*) FROM year") == [(2,)]
+
+
+def test_all_of_the_books_is_in_one_schema_wherever_search_path_leads(ledger: Path, dsn: str, run: Run) -> None:
+    query(dsn, "CREATE SCHEMA books")
+    query(dsn, "CREATE SCHEMA mine")
+    query(dsn, "CREATE TABLE mine.usage_records (id int)")
+
+    def through(path: str) -> str:
+        return psycopg.conninfo.make_conninfo(dsn, options=f"-csearch_path={path}")
+
+    fill(ledger, record(1))
+    run("push", through("books"), "--db", ledger)
+    fill(ledger, record(2))
+    run("push", through("mine,books"), "--db", ledger)
+    assert query(dsn, "SELECT count(*) FROM books.usage_records") == [(2,)]
+    assert query(dsn, "SELECT count(*) FROM pg_tables WHERE schemaname = 'mine'") == [(1,)]
+    query(dsn, "UPDATE books.usage_records SET tag = 'x'")  # whose trigger finds what it needs
+    assert query(dsn, "SELECT count(*) FROM books.usage_records WHERE edited_at IS NOT NULL") == [(2,)]
+
+
+def test_an_id_has_one_row(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1), record(2))
+    run("push", dsn, "--db", ledger)
+    with pytest.raises(psycopg.errors.RaiseException, match="id and occurred_at say which request a row is"):
+        query(dsn, "UPDATE usage_records SET occurred_at = occurred_at + '1 day'::interval")
+    with pytest.raises(psycopg.errors.CheckViolation, match="usage_records_start_in_milliseconds"):
+        query(
+            dsn,
+            "CREATE TEMP TABLE one AS SELECT * FROM usage_records LIMIT 1; "
+            "UPDATE one SET occurred_at = occurred_at + '1 microsecond'::interval; "
+            "INSERT INTO usage_records SELECT * FROM one",
+        )
+    sql(ledger, "UPDATE usage_records SET occurred_at = '2026-10-09T00:00:00.000Z' WHERE id = ?", record(1).id)
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert f"row {record(1).id} has another occurred_at in the books" in done.stderr
+    assert len(stored(dsn, "id")) == 2
+
+
+# Whose rights it takes.
+
+
+def role(dsn: str, *statements: str) -> str:
+    name = f"role_{os.urandom(4).hex()}"
+    query(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+    for statement in statements:
+        query(dsn, statement.format(name))
+    return psycopg.conninfo.make_conninfo(dsn, user=name, password="x")
+
+
+def test_a_proxys_role_is_a_member_of_the_one_whose_tables_these_are(
+    ledger: Path, tmp_path: Path, dsn: str, run: Run
+) -> None:
+    owner = f"books_{os.urandom(4).hex()}"
+    query(dsn, f"CREATE ROLE {owner}")
+    query(dsn, f"CREATE SCHEMA books AUTHORIZATION {owner}")
+    for number in (1, 2):  # of October and November
+        web = role(dsn, f"GRANT {owner} TO {{}}", f"ALTER ROLE {{}} SET role = {owner}")
+        web = psycopg.conninfo.make_conninfo(web, options="-csearch_path=books")
+        run("push", web, "--db", fill(tmp_path / f"{number}.db", record(number)), "--source", number)
+    assert query(dsn, "SELECT count(*) FROM books.usage_records") == [(2,)]
+    assert query(dsn, "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'books'") == [(owner,)]
+
+
+def test_who_corrects_rows_needs_no_rights_beside_those_on_them(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1))
+    run("push", dsn, "--db", ledger)
+    auditor = role(dsn, "GRANT SELECT, UPDATE ON usage_records TO {}")
+    query(auditor, "UPDATE usage_records SET tag = 'x'")
+    user = psycopg.conninfo.conninfo_to_dict(auditor)["user"]
+    assert stored(dsn, "tag", "edited_by") == [("x", user)]
+
+
 def test_months_have_partitions_of_their_own(ledger: Path, dsn: str, run: Run) -> None:
     fill(ledger, *map(record, range(4)), record(9, occurred_at="2027-01-01T00:00:00.000Z"))
     run("push", dsn, "--db", ledger)
@@ -182,6 +307,7 @@ ODD = {
     "a start that is no time": {"occurred_at": "yesterday"},
     "a start in the last month there is": {"occurred_at": "9999-12-31T00:00:00.000Z"},
     "a name for nothing": {"tag": "\\N"},
+    "no UTF-8": {"tag": b"a\xff"},
 }
 
 
@@ -189,14 +315,14 @@ ODD = {
 def test_what_another_program_has_put_there_holds_up_no_other_row(ledger: Path, dsn: str, run: Run, name: str) -> None:
     fill(ledger, *map(record, range(5)))
     for column, value in ODD[name].items():
-        sql(ledger, f"UPDATE usage_records SET {column} = ? WHERE id = ?", value, record(2).id)
+        sql(ledger, f"UPDATE usage_records SET {column} = CAST(? AS TEXT) WHERE id = ?", value, record(2).id)
     done = run("push", dsn, "--db", ledger, code=None)
     there = {row[0] for row in stored(dsn, "id")}
     assert there >= {record(each).id for each in (0, 1, 3, 4)}
     if record(2).id in there:
         assert done.returncode == 0
-        if "tag" in ODD[name]:
-            assert query(dsn, "SELECT tag FROM usage_records WHERE id = %s", [record(2).id]) == [(ODD[name]["tag"],)]
+        if isinstance(tag := ODD[name].get("tag"), str):
+            assert query(dsn, "SELECT tag FROM usage_records WHERE id = %s", [record(2).id]) == [(tag,)]
     else:
         assert done.returncode == 1
         assert f"row {record(2).id} holds what PostgreSQL does not take" in done.stderr
@@ -238,6 +364,52 @@ def test_a_server_that_crashes_meanwhile_is_waited_for(tmp_path: Path, run: Run)
         assert "the server takes nothing" in line
         assert process.returncode == 0, told
         assert query(dsn, "SELECT count(*), sum(total_tokens) FROM usage_records") == [(40_000, 40_000 * 54)]
+
+
+def test_of_two_pushes_of_one_ledger_the_second_waits(ledger: Path, dsn: str, run: Run) -> None:
+    """Or the slower one would put what it has read over what has come since."""
+    fill(ledger, record(1))
+    run("push", dsn, "--db", ledger)
+    ((name,),) = sql(ledger, "SELECT value FROM fleet_state WHERE name = 'ledger'")
+    fill(ledger, record(2))
+    with psycopg.connect(dsn, autocommit=True) as first:
+        first.execute("SELECT pg_advisory_lock(hashtextextended(%s, 7305804402131268210))", [name])
+        for arguments in (("push", dsn, "--db", ledger), ("pull", dsn, "--db", ledger)):
+            second = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            assert second.stderr is not None
+            assert "another push or pull of this ledger is under way; waiting" in second.stderr.readline()
+            assert len(stored(dsn, "id")) == 1
+            second.kill()
+            second.communicate()
+    run("push", dsn, "--db", ledger)
+    assert len(stored(dsn, "id")) == 2
+
+
+def test_what_was_not_taken_waits_on_whatever_happens_next(
+    ledger: Path, dsn: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(ledger, record(1, usage_state="partial"), record(2))
+    run("push", dsn, "--db", ledger)
+    query(dsn, "UPDATE usage_records SET tag = 'x'")
+    for number in (1, 2):
+        fill(ledger, record(number, tag="y", usage_state="complete"))
+    monkeypatch.setattr(pushing, "BATCH", 1)
+    with open_outbox(ledger) as outbox, open_books(dsn) as (connection, books):
+        begin(connection, books, outbox, print)
+        first = next(Pusher(outbox, connection, socket.gethostname()).push())
+        assert [each.row_id for each in first.left] == [record(1).id]
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert f"row {record(1).id} was changed here and in the books" in done.stderr
+
+
+def test_of_many_rows_that_are_not_taken_some_are_named(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, *(record(each, usage_state="partial") for each in range(30)))
+    run("push", dsn, "--db", ledger)
+    query(dsn, "UPDATE usage_records SET tag = 'x'")
+    fill(ledger, *map(record, range(30)))
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert done.stderr.count("\n") == 21
+    assert "and 10 more: each was changed here and in the books; see pull --prefer" in done.stderr
 
 
 def test_several_push_at_once(tmp_path: Path, dsn: str) -> None:
@@ -326,6 +498,9 @@ def test_what_cannot_be_pushed_to_is_told_in_one_line(
         "postgresql://u:hunter 2@h/db",
         "password=first hunter2",
         "postgres:/u:hunter2@h",
+        "postgresql://u:first@hunter2@h/db",
+        "postgresql://u:hunter2/more@h/db",
+        "postgresql://u:hunter2@more@h/db?connect_timeout=2",
     ],
 )
 def test_a_dsn_that_cannot_be_read_is_not_echoed(ledger: Path, run: Run, dsn: str) -> None:
@@ -385,7 +560,44 @@ def test_a_copy_of_the_ledger_with_another_trail_is_refused(tmp_path: Path, dsn:
         counts = ("--input-tokens", tokens, "--output-tokens", 1)
         run("backfill", "--id", record(1).id, *counts, "--note", "x", "--db", path)
     run("push", dsn, "--db", first, "--source", "web")
-    assert "is another one in the books" in run("push", dsn, "--db", second, "--source", "web", code=2).stderr
+    done = run("push", dsn, "--db", second, "--source", "web", code=2)
+    assert "entry 1 of this ledger's trail is not the one that was pushed" in done.stderr
+
+
+def test_a_ledger_that_was_restored_takes_no_correction_back(tmp_path: Path, dsn: str, run: Run) -> None:
+    ledger, backup = tmp_path / "usage.db", tmp_path / "backup.db"
+    fill(ledger, record(1, **FLAGGED), record(2, **FLAGGED))
+    run("push", dsn, "--db", ledger, "--source", "web")
+    run("backup", backup, "--db", ledger)
+    counts = ("--input-tokens", 5, "--output-tokens", 1, "--note", "x")
+    run("backfill", "--id", record(1).id, *counts, "--db", ledger)
+    run("push", dsn, "--db", ledger, "--source", "web")
+    done = run("push", dsn, "--db", backup, "--source", "web", code=2)
+    assert "restored from a backup, or is a copy; push it with --as-new, and then pull what it lacks" in done.stderr
+    fill(backup, record(3))
+    run("push", dsn, "--db", backup, "--source", "web", "--as-new")
+    run("pull", dsn, "--db", backup)
+    run("backfill", "--id", record(2).id, *counts, "--db", backup)
+    run("push", dsn, "--db", backup, "--source", "web")
+    assert stored(dsn, "input_tokens") == [(5,), (5,), (12,)]
+    assert "all is well" in run("verify", "--db", backup).stdout
+    assert query(dsn, "SELECT name FROM usage_sources") == [("web",)]
+
+
+def test_books_that_were_restored_get_what_they_lack(
+    ledger: Path, tmp_path: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    fill(ledger, record(1, **FLAGGED))
+    run("push", dsn, "--db", ledger)
+    restored = postgres.copy_of(dsn)
+    fill(ledger, record(2))
+    run("backfill", "--id", record(1).id, "--input-tokens", 5, "--output-tokens", 1, "--note", "x", "--db", ledger)
+    run("push", dsn, "--db", ledger)
+    done = run("push", restored, "--db", ledger)
+    assert "the books are older than what was pushed to them: everything is pushed once more" in done.stderr
+    assert stored(restored, "id", "input_tokens") == stored(dsn, "id", "input_tokens")
+    assert query(restored, "SELECT count(*) FROM usage_revisions") == [(1,)]
+    assert run("push", restored, "--db", ledger).stderr == ""
 
 
 def test_without_the_extra_one_line_says_what_to_install(ledger: Path, tmp_path: Path, run: Run) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from usage_ledger.ledger.columns import COLUMNS
-from usage_ledger.ledger.outbox import NULL, SEPARATOR, Outbox, open_outbox
+from usage_ledger.ledger.outbox import NULL, SEPARATOR, Outbox, line_of, open_outbox
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
 
@@ -42,9 +42,9 @@ def outbox(path: Path) -> Iterator[Outbox]:
 def pushed(outbox: Outbox, size: int = 10) -> list[list[str]]:
     """Take and acknowledge all that waits; the ids of each batch."""
     batches = []
-    while (batch := outbox.take(size)) is not None:
+    while (batch := outbox.take(size, outbox.last())) is not None:
         batches.append(list(batch.rows))
-        outbox.acknowledge(batch, [])
+        outbox.acknowledge(batch, 1)
     return batches
 
 
@@ -62,53 +62,82 @@ def test_what_was_there_comes_first_and_what_is_in_flight_never(outbox: Outbox) 
 def test_what_comes_or_changes_afterwards_is_taken(path: Path, outbox: Outbox) -> None:
     pushed(outbox)
     write(path, record("d"), record("c"), record("e", usage_state="pending"))
-    batch = outbox.take(10)
+    batch = outbox.take(10, outbox.last())
     assert batch is not None
     assert (set(batch.rows), batch.is_new) == ({"c", "d"}, True)
-    outbox.acknowledge(batch, [])
+    outbox.acknowledge(batch, 1)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE usage_records SET tag = 'x' WHERE id = 'a'")
-    batch = outbox.take(10)
+    batch = outbox.take(10, outbox.last())
     assert batch is not None
     assert (set(batch.rows), batch.is_new) == ({"a"}, False)
 
 
 def test_what_is_not_acknowledged_is_taken_again(outbox: Outbox) -> None:
-    first, again = outbox.take(1), outbox.take(1)
+    first, again = outbox.take(1, outbox.last()), outbox.take(1, outbox.last())
     assert first == again
 
 
 def test_batches_follow_one_another_before_they_are_acknowledged(path: Path, outbox: Outbox) -> None:
-    first = outbox.take(1)
-    second = outbox.take(1, first)
+    first = outbox.take(1, outbox.last())
+    second = outbox.take(1, outbox.last(), first)
     assert first is not None
     assert second is not None
     assert [list(first.rows), list(second.rows)] == [["a"], ["b"]]
-    outbox.acknowledge(first, [])
-    outbox.acknowledge(second, [])
+    outbox.acknowledge(first, 1)
+    outbox.acknowledge(second, 1)
     pushed(outbox)
     write(path, record("d"), record("e"))
-    third = outbox.take(1)
-    fourth = outbox.take(1, third)
+    third = outbox.take(1, outbox.last())
+    fourth = outbox.take(1, outbox.last(), third)
     assert third is not None
     assert fourth is not None
-    assert [list(third.rows), list(fourth.rows), outbox.take(1, fourth)] == [["d"], ["e"], None]
+    assert [list(third.rows), list(fourth.rows), outbox.take(1, outbox.last(), fourth)] == [["d"], ["e"], None]
 
 
 def test_a_row_that_changes_while_it_is_under_way_is_taken_once_more(path: Path, outbox: Outbox) -> None:
     pushed(outbox)
     write(path, record("d", usage_state="partial"))
-    batch = outbox.take(10)
+    batch = outbox.take(10, outbox.last())
     assert batch is not None
     write(path, record("d"))
-    outbox.acknowledge(batch, [])
+    outbox.acknowledge(batch, 1)
     assert pushed(outbox) == [["d"]]
 
 
 def test_what_was_not_taken_is_put_back(outbox: Outbox) -> None:
-    pushed(outbox)
-    outbox.put_back(["b"])
+    batch = outbox.take(10, outbox.last())
+    assert batch is not None
+    outbox.acknowledge(batch, 1, left=["b"])
     assert pushed(outbox) == [["b"]]
+
+
+def test_what_was_not_taken_waits_for_the_next_push(path: Path, outbox: Outbox) -> None:
+    pushed(outbox)
+    write(path, record("d"), record("e"))
+    until, batches = outbox.last(), []
+    while (batch := outbox.take(1, until)) is not None:
+        batches.append(list(batch.rows))
+        outbox.acknowledge(batch, 1, left=list(batch.rows))
+    assert batches == [["d"], ["e"]]
+    assert pushed(outbox) == [["d", "e"]]
+
+
+def test_books_that_were_restored_get_everything_again(outbox: Outbox) -> None:
+    pushed(outbox)
+    assert outbox.batches == 1
+    outbox.start_over()
+    assert outbox.batches == 0
+    assert pushed(outbox) == [["a", "b"]]
+
+
+def test_a_ledger_that_was_restored_goes_on_under_another_id(outbox: Outbox) -> None:
+    pushed(outbox)
+    former = outbox.ledger
+    outbox.renew()
+    assert outbox.ledger != former
+    assert outbox.state("former") == former
+    assert pushed(outbox) == [["a", "b"]]
 
 
 def test_other_books_get_everything(outbox: Outbox) -> None:
@@ -134,10 +163,16 @@ def test_a_line_has_every_column_with_what_is_special_in_copy_escaped(path: Path
         record("d", tag="a\\b", usage_raw='{"x":"\\n"}'),
         iterations=(IterationRow("d", 0, "message", None, 1, 5),),
     )
-    batch = outbox.take(10)
+    batch = outbox.take(10, outbox.last())
     assert batch is not None
     cells = dict(zip(COLUMNS, batch.rows["d"].split(SEPARATOR), strict=True))
     assert (cells["id"], cells["tag"], cells["session_id"]) == ("d", r"a\\b", NULL)
     assert cells["usage_raw"] == r'{"x":"\\n"}'
     assert batch.iterations == [SEPARATOR.join(["d", "0", "message", NULL, "1", "5", *"00000", NULL])]
-    assert batch.months == {"2026-11"}
+    assert batch.months == {"d": "2026-11"}
+
+
+def test_a_line_may_say_anything() -> None:
+    assert line_of(["a", None, 1, "b\\N\n", f"c{SEPARATOR}{NULL}\0"]) == SEPARATOR.join(
+        ["a", NULL, "1", "b\\\\N\\\n", f"c\\{SEPARATOR}\\{NULL}\ufffd"]
+    )

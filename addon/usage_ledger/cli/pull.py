@@ -10,8 +10,8 @@ import click
 
 from usage_ledger.cli.changes import with_reopen
 from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
-from usage_ledger.cli.output import for_people, on_one_line
-from usage_ledger.cli.push import fleet_extra
+from usage_ledger.cli.output import for_people
+from usage_ledger.cli.push import TOLD, fleet_extra, warn
 
 
 @click.command()
@@ -35,7 +35,7 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
     are here already are left alone unless they have changed; of two corrections of one row none is lost: it is a
     conflict that is told, until --prefer says whose stands.
 
-    Exit code 0: all is here; 1: there are conflicts; 2: it could not be done.
+    Exit code 0: all is here; 1: all but conflicts and rows that cannot be, which are told; 2: it could not be done.
 
     \b
     Examples:
@@ -44,6 +44,8 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
       usage-ledger summary --by account --db fleet.db
     """
     with fleet_extra():
+        from usage_ledger.fleet.exchange import begin
+        from usage_ledger.fleet.pulling import Impossible
         from usage_ledger.fleet.pulling import pull as pull_rows
         from usage_ledger.fleet.server import FleetError, GoneError, open_books, telling
     from usage_ledger.ledger.outbox import open_outbox
@@ -51,22 +53,27 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
     pricer = own_pricer(price_path, db)
     looked = added = changed = 0
     conflicts: list[str] = []
+    impossible: list[Impossible] = []
     try:
         with open_books(dsn) as (connection, books), telling(), open_outbox(db, make=True) as outbox:
-            outbox.begin_for(books)
-            for seen, merged in pull_rows(
-                outbox.editor, connection, filters_from(filters), pricer.give, prefer, reopen
-            ):
-                looked += seen
-                added += merged.added
-                changed += merged.changed
-                conflicts += merged.conflicts
+            begin(connection, books, outbox, warn)
+            chosen = filters_from(filters)
+            for pulled in pull_rows(outbox.editor, connection, chosen, pricer.give, prefer, reopen):
+                looked += pulled.looked_at
+                added += pulled.merged.added
+                changed += pulled.merged.changed
+                conflicts += pulled.merged.conflicts
+                impossible += pulled.impossible
     except (FleetError, GoneError) as error:
         raise click.ClickException(f"{error}; what was pulled so far is in {db}") from error
-    for row_id in conflicts[:20]:
-        click.echo(f"usage-ledger: row {on_one_line(row_id)} is corrected here and in the books", err=True)
+    for row_id in conflicts[:TOLD]:
+        warn(f"row {row_id} was changed here and in the books")
     if conflicts:
-        click.echo(f"usage-ledger: {len(conflicts):,} conflict(s); --prefer ours or theirs settles them", err=True)
+        warn(f"{len(conflicts):,} conflict(s); --prefer ours or theirs settles them")
+    for row_id, why in impossible[:TOLD]:
+        warn(f"row {row_id} cannot be: {why}")
+    if impossible:
+        warn(f"{len(impossible):,} row(s) cannot be, and were left in the books; correct them there")
     out = for_people()
     out.write(f"{looked:,} row(s) match: {added:,} new, {changed:,} changed here\n")
-    return 1 if conflicts else 0
+    return 1 if conflicts or impossible else 0

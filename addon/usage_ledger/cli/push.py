@@ -6,6 +6,7 @@ wrong, nothing is lost: what was not acknowledged is pushed again.
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +21,10 @@ PATIENCE_SECONDS = 30.0
 """So long a single push waits for a server that is away."""
 
 LONGEST_PAUSE_SECONDS = 60.0
+
+TOLD = 20
+"""So many rows that were not taken are named, of each kind; the rest is counted."""
+
 NAME_LIMIT = 128
 
 
@@ -29,12 +34,13 @@ NAME_LIMIT = 128
 @click.option("--follow", is_flag=True, help="Go on pushing what comes.")
 @click.option("--interval", type=Span(), default="5s", show_default=True, help="How often, with --follow.")
 @click.option("--source", type=Words(), metavar="NAME", help="This proxy's name there. Default: the host's name.")
-def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | None) -> int:
+@click.option("--as-new", is_flag=True, help="As a ledger of its own: it was restored from a backup, or is a copy.")
+def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | None, as_new: bool) -> int:
     """Push what is new in the ledger to the fleet's books: a PostgreSQL database, named by DSN.
 
     Rows that are settled, their iterations, the trail and adjustments are sent, and sent again until the server has
     acknowledged them; they are stored once. A better row is never replaced by a worse one, and none that somebody has
-    corrected there. The first push makes the tables. The password is that of the DSN, of PGPASSWORD or of ~/.pgpass;
+    changed there. The first push makes the tables. The password is that of the DSN, of PGPASSWORD or of ~/.pgpass;
     give "" as DSN where the environment (PGHOST, PGSERVICE, ...) says it all.
 
     Exit code 0: all is in the books; 1: all but some rows, which are named; 2: it could not be done.
@@ -49,7 +55,7 @@ def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | No
     name = source or socket.gethostname()
     if not name.isprintable() or len(name) > NAME_LIMIT:
         raise click.UsageError(f"--source {name!r} is no name")
-    run = _Run(dsn, db, name)
+    run = _Run(dsn, db, name, as_new)
     away_since: float | None = None
     pause = 1.0
     while True:
@@ -88,41 +94,55 @@ def fleet_extra() -> Iterator[None]:
         ) from error
 
 
+def warn(what: str) -> None:
+    """Say something on stderr, in one line."""
+    click.echo(f"usage-ledger: {on_one_line(what)}", err=True)
+
+
 class _Run:
     """The pushes of one command."""
 
-    def __init__(self, dsn: str, db: Path, source: str) -> None:
+    def __init__(self, dsn: str, db: Path, source: str, as_new: bool) -> None:
         self._dsn = dsn
         self._db = db
         self._source = source
+        self._as_new = as_new
         self._stored = 0
         self._told = False
-        self.left: set[str] = set()
+        self._named: set[tuple[str, str]] = set()
+        self.left: set[tuple[str, str]] = set()
 
     def once(self) -> None:
-        """Push what waits."""
+        """Push what waits, and say at once what is left, so that it is said also where the rest fails."""
+        from usage_ledger.fleet.exchange import begin
         from usage_ledger.fleet.pushing import Pusher
         from usage_ledger.fleet.server import open_books, telling
         from usage_ledger.ledger.outbox import open_outbox
 
-        conflicts, refused, archived = set[str](), set[str](), 0
-        with open_outbox(self._db) as outbox, open_books(self._dsn) as (connection, books), telling():
-            for pushed in Pusher(outbox, connection, books, self._source).push():
-                self._stored += pushed.stored
-                conflicts.update(pushed.conflicts)
-                refused.update(pushed.refused)
-                archived += pushed.archived
-        for row_id in sorted(refused - self.left):
-            self._warn(f"row {row_id} holds what PostgreSQL does not take, and is left out")
-        for row_id in sorted(conflicts - self.left):
-            self._warn(f"row {row_id} was changed here and in the books; see pull --prefer")
+        self.left = set()
+        archived, counts = 0, Counter[str]()
+        with open_outbox(self._db) as outbox:
+            if self._as_new:
+                outbox.renew()
+                self._as_new = False
+            with open_books(self._dsn) as (connection, books), telling():
+                begin(connection, books, outbox, warn)
+                for pushed in Pusher(outbox, connection, self._source).push():
+                    self._stored += pushed.stored
+                    archived += pushed.archived
+                    self.left.update(pushed.left)
+                    for each in pushed.left:
+                        if each not in self._named:
+                            counts[each.why] += 1
+                            if counts[each.why] <= TOLD:
+                                warn(f"row {each.row_id} {each.why}")
+                    self._named.update(pushed.left)
+        for why, count in counts.items():
+            if count > TOLD:
+                warn(f"and {count - TOLD:,} more: each {why}")
         if archived:
-            self._warn(f"{archived:,} row(s) were archived before they were pushed; push the archive as well")
-        self.left = conflicts | refused
-
-    @staticmethod
-    def _warn(what: str) -> None:
-        click.echo(f"usage-ledger: {on_one_line(what)}", err=True)
+            warn(f"{archived:,} row(s) were archived before they were pushed; push the archive as well")
+        self._named = set(self.left)  # what is settled, and comes up again, is news
 
     def tell(self) -> None:
         """Say what was stored since the last time."""

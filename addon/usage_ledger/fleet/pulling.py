@@ -1,16 +1,18 @@
 """Pulling: rows of the fleet's books into a ledger, so that every command works on them.
 
-Room: fleet. Imports psycopg and the ledger. Rows whose version the ledger knows are not fetched again.
+Room: fleet. Imports psycopg and the ledger. Rows whose version the ledger knows are not fetched again; what no ledger
+can hold, or could not add up, is told and left where it is.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from psycopg import sql
 
 from usage_ledger.fleet.schema import Connection
-from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, COUNT_LIMIT, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.merging import Merged, Preference, Theirs, merge
@@ -30,6 +32,25 @@ _SHOWN = {
 _ROW = ", ".join(_SHOWN.get(name, "{0}").format(f"old.{name}") for name in COLUMNS)
 
 
+_AMOUNTS = (*COUNT_COLUMNS, "total_tokens", "duration_ms", "time_to_first_token_ms", "response_bytes")
+_STATES = ("complete", "none", "partial", "missing")
+
+
+class Impossible(NamedTuple):
+    """A row of the books that cannot be, and why; somebody has changed it by SQL."""
+
+    row_id: str
+    why: str
+
+
+class Pulled(NamedTuple):
+    """How many rows were looked at, what came of merging them, and those that cannot be."""
+
+    looked_at: int
+    merged: Merged = Merged()
+    impossible: tuple[Impossible, ...] = ()
+
+
 def pull(
     editor: Editor,
     connection: Connection,
@@ -37,8 +58,8 @@ def pull(
     price: Callable[[Entry], None],
     preference: Preference,
     reopen: bool,
-) -> Iterator[tuple[int, Merged]]:
-    """Merge the rows that match into a ledger, oldest first; yield how many were looked at, and what came of them."""
+) -> Iterator[Pulled]:
+    """Merge the rows that match into a ledger, oldest first; yield what came of it, some rows at a time."""
     where, values = condition(filters)
     with connection.transaction(), connection.cursor("pulled") as cursor:
         cursor.itersize = LOOKED_AT
@@ -52,9 +73,12 @@ def pull(
             known = _known(editor, [row[0] for row in found])
             news = [row for row in found if known.get(row[0]) != row[2]]
             for place in range(0, len(news), MERGED):
-                theirs = _fetched(connection, news[place : place + MERGED])
-                yield 0, merge(editor, theirs, price, preference, reopen)
-            yield len(found), Merged()
+                fetched = _fetched(connection, news[place : place + MERGED])
+                told = [(each, _impossibility(each.entry)) for each in fetched]
+                theirs = [each for each, why in told if why is None]
+                impossible = tuple(Impossible(each.entry.record.id, why) for each, why in told if why is not None)
+                yield Pulled(0, merge(editor, theirs, price, preference, reopen), impossible)
+            yield Pulled(len(found))
 
 
 def _known(editor: Editor, ids: Sequence[str]) -> dict[str, int]:
@@ -87,9 +111,35 @@ def _fetched(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[Th
         fields = dict(zip(COLUMNS, values, strict=True))
         for name in ("usage_raw", "metadata"):
             if fields[name] is not None:
-                fields[name] = msgspec.json.encode(msgspec.json.decode(fields[name])).decode()
+                fields[name] = _compact(fields[name])
         theirs.append(Theirs(Entry(Record(**fields), iterations.get(fields["id"], [])), version, edited_by))
     return theirs
+
+
+def _impossibility(entry: Entry) -> str | None:
+    """Return why a row cannot be; None where it can."""
+    record = entry.record
+    amounts = [(name, getattr(record, name)) for name in _AMOUNTS]
+    amounts += [
+        (f"{name} of an iteration", getattr(each, name)) for each in entry.iterations for name in COUNT_COLUMNS[:6]
+    ]
+    for name, amount in amounts:
+        if amount is not None and not 0 <= amount <= COUNT_LIMIT:
+            return f"{name} is {amount}"
+    for cost in (record.total_cost, *(each.total_cost for each in entry.iterations)):
+        if cost is not None and not cost.lstrip("-")[:1].isdigit():  # NaN, Infinity
+            return f"total_cost is {cost}"
+    if record.usage_state not in _STATES:
+        return f"usage_state is {record.usage_state!r}"
+    return None
+
+
+_STRING_OR_BLANKS = re.compile(r'("(?:[^"\\]|\\.)*")|\s+')
+
+
+def _compact(text: str) -> str:
+    """Return JSON as the ledger has it, without blanks between its parts; its numbers stay as they are written."""
+    return _STRING_OR_BLANKS.sub(r"\1", text)
 
 
 def condition(filters: Filters) -> tuple[str, dict[str, Any]]:

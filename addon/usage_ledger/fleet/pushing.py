@@ -3,12 +3,12 @@
 Room: fleet. Imports psycopg, the ledger and its neighbours. A batch goes by COPY into a staging table and from there by
 one statement into the books, in one transaction; only then is it acknowledged in the ledger. So a batch may go over the
 wire twice and is stored once. Promises that a row is never replaced by a worse one, nor one that somebody has edited
-there by a row that does not know of it, and that every correction that is not taken is told.
+there by a row that does not know of it, and that every row that is not taken is told and waits on.
 """
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from itertools import batched
@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from psycopg import errors, sql
 
+from usage_ledger.fleet.exchange import refuse_restored
 from usage_ledger.fleet.schema import ACCESS, Connection, make_partition
 from usage_ledger.fleet.server import FleetError
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, JSON_COLUMNS
-from usage_ledger.ledger.outbox import ADJUSTMENT_COLUMNS, NULL, REVISION_COLUMNS, SEPARATOR, Batch, Outbox
+from usage_ledger.ledger.outbox import ADJUSTMENT_COLUMNS, NULL, REVISION_COLUMNS, SEPARATOR, Batch, Outbox, line_of
 
 BATCH = 5_000
 """Rows a transaction."""
@@ -27,15 +28,23 @@ BATCH = 5_000
 _ROW = ", ".join(COLUMNS)
 
 
-def _corrected(row: str) -> str:
-    return f"({row}.metadata ->> '_manually_updated' IS NOT DISTINCT FROM 'true')"
+def _says(row: str, name: str) -> str:
+    """SQL for whether a row's metadata says so; numbers count as they do in SQLite."""
+    return f"coalesce({row}.metadata -> '{name}' IN ('true', '1'), false)"
+
+
+def _by_a_person(row: str) -> str:
+    return f"({_says(row, '_manually_updated')} OR {_says(row, '_accepted')})"
 
 
 def _rank(row: str) -> str:
-    """SQL for the worth of a row: corrected > complete > none > partial > missing."""
+    """SQL for the worth of a row, as in `merging`: corrected > complete > none > partial > missing; accepted counts
+    more than not accepted.
+    """
     return (
-        f"CASE WHEN {_corrected(row)} THEN 5 ELSE CASE {row}.usage_state "
-        "WHEN 'complete' THEN 4 WHEN 'none' THEN 3 WHEN 'partial' THEN 2 WHEN 'missing' THEN 1 ELSE 0 END END"
+        f"CASE WHEN {_says(row, '_manually_updated')} THEN 10 ELSE {_says(row, '_accepted')}::int + 2 * "
+        f"CASE {row}.usage_state WHEN 'complete' THEN 4 WHEN 'none' THEN 3 WHEN 'partial' THEN 2 "
+        "WHEN 'missing' THEN 1 ELSE 0 END END"
     )
 
 
@@ -52,7 +61,7 @@ _SUCCEEDS = f"""
 
 _BETTER = f"""
     (old.edited_at IS NULL AND ({_rank("excluded")} > {_rank("old")} OR (
-        {_rank("excluded")} = 2 AND {_rank("old")} = 2 AND excluded.total_tokens > old.total_tokens
+        {_rank("excluded")} = 4 AND {_rank("old")} = 4 AND excluded.total_tokens > old.total_tokens
     )))
 """
 
@@ -69,47 +78,70 @@ MERGE = f"""
 
 CONFLICTS = f"""
     SELECT staged.id FROM staged JOIN usage_records AS old USING (id, occurred_at)
-    WHERE ({_corrected("staged")} OR base IS NOT NULL) AND {_rank("staged")} >= {_rank("old")}
-        AND {_all("staged")} IS DISTINCT FROM {_all("old")}
+    WHERE {_all("staged")} IS DISTINCT FROM {_all("old")} AND (
+        ({_by_a_person("staged")} OR base IS NOT NULL) AND {_rank("staged")} >= {_rank("old")}
+        OR old.edited_at IS NOT NULL AND {_rank("staged")} > {_rank("old")}
+    )
     ORDER BY staged.id
 """
-"""Changes by people that were not taken, because somebody else has changed the row as well."""
+"""Changes that were not taken, because somebody else has changed the row as well."""
 
+ELSEWHERE = """
+    SELECT staged.id FROM staged JOIN usage_records AS old USING (id)
+    WHERE old.occurred_at <> staged.occurred_at ORDER BY staged.id
+"""
+"""Rows that are in the books with another start, of which another program has changed one; an id has one row."""
 
 VERSIONS = f"""
     SELECT old.id, old.version FROM staged JOIN usage_records AS old USING (id, occurred_at)
-    WHERE (base IS NOT NULL OR {_corrected("staged")}) AND {_all("staged")} IS NOT DISTINCT FROM {_all("old")}
+    WHERE (base IS NOT NULL OR {_by_a_person("staged")}) AND {_all("staged")} IS NOT DISTINCT FROM {_all("old")}
 """
 """The versions of rows that are there as they are here; of others this ledger has yet to hear."""
 
 
+class Left(NamedTuple):
+    """A row that was not taken, and why, in words that follow its id."""
+
+    row_id: str
+    why: str
+
+
+CHANGED_ON_BOTH_SIDES = "was changed here and in the books; see pull --prefer"
+UNTAKEABLE = "holds what PostgreSQL does not take"
+STARTS_ELSEWHERE = "has another occurred_at in the books, where another program has changed one of them"
+DETACHED = "is of {0}, whose partition usage_records_{1} was detached; it waits until that is attached again"
+
+
 class Pushed(NamedTuple):
-    """What one batch came to: rows sent, rows that changed the books, and ids of rows that were not taken: changed by
-    somebody else as well, or such as PostgreSQL does not take whatever is done. `archived`: so many are in an archive.
+    """What one batch came to: rows sent, rows that changed the books, rows that were not taken. `archived`: so many are
+    in an archive.
     """
 
     sent: int
     stored: int
-    conflicts: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
+    left: tuple[Left, ...] = ()
     archived: int = 0
 
 
-type Versions = Sequence[tuple[str, int]]
-"""Which version rows that came from the other side have there now, by their ids."""
+class _Stored(NamedTuple):
+    """What storing came to, and the versions there of those rows whose versions this ledger has to know."""
+
+    rows: int
+    left: list[Left]
+    versions: list[tuple[str, int]]
 
 
 class Pusher:
-    """Pushes one ledger over one connection."""
+    """Pushes one ledger over one connection, which nobody else does meanwhile (`exchange`)."""
 
-    def __init__(self, outbox: Outbox, connection: Connection, books: str, source: str) -> None:
+    def __init__(self, outbox: Outbox, connection: Connection, source: str) -> None:
         self._outbox = outbox
-        self._ledger = outbox.ledger
         self._connection = connection
-        self._source = source
-        self._months: set[str] = set()
+        self._names = {"source": source, "ledger": outbox.ledger, "former": outbox.state("former")}
+        self._batches = 0
+        self._months: dict[str, str | None] = {}
+        refuse_restored(connection, outbox)
         self._name_source()
-        outbox.begin_for(books)
         for name, columns, table in (
             ("staged", f"{_ROW}, 0::bigint AS base", "usage_records"),
             ("staged_iterations", ", ".join(ITERATION_COLUMNS), "usage_iterations"),
@@ -122,104 +154,143 @@ class Pusher:
     def _name_source(self) -> None:
         """Take this proxy's name; raise `FleetError` where another ledger has it."""
         try:
-            known = self._connection.execute(
-                "UPDATE usage_sources SET name = %(source)s, last_push = now() WHERE ledger = %(ledger)s", self._names()
-            )
-            if not known.rowcount:
+            with self._connection.transaction():
                 self._connection.execute(
-                    "INSERT INTO usage_sources (name, ledger) VALUES (%(source)s, %(ledger)s)", self._names()
+                    "UPDATE usage_sources SET ledger = %(ledger)s, batches = 0 "
+                    "WHERE name = %(source)s AND ledger = %(former)s",
+                    self._names,
                 )
+                known = self._connection.execute(
+                    "UPDATE usage_sources SET name = %(source)s WHERE ledger = %(ledger)s", self._names
+                )
+                if not known.rowcount:
+                    self._connection.execute(
+                        "INSERT INTO usage_sources (name, ledger) VALUES (%(source)s, %(ledger)s)", self._names
+                    )
         except errors.UniqueViolation:
             raise FleetError(
-                f"another ledger is pushed as {self._source}; give this one a name of its own with --source"
+                f"another ledger is pushed as {self._names['source']}; give this one a name of its own with --source"
             ) from None
 
     def push(self) -> Iterator[Pushed]:
-        """Push all that waits, batch by batch."""
+        """Push all that waits now, batch by batch. What is left waits for the next push."""
         self._push_growing("revisions", "usage_revisions", REVISION_COLUMNS)
         self._push_growing("adjustments", "usage_adjustments", ADJUSTMENT_COLUMNS)
-        again: list[str] = []
+        until = self._outbox.last()
         with ThreadPoolExecutor(1) as reading:
-            while (batch := self._outbox.take(BATCH)) is not None:
-                while batch is not None:
-                    # The ledger is read while the server stores, and never while what is stored is acknowledged.
-                    following = reading.submit(self._outbox.take, BATCH, batch)
-                    try:
-                        pushed, versions = self._store(batch)
-                    finally:
-                        following.exception()  # waits for it
-                    again += [*pushed.conflicts, *pushed.refused]
-                    self._outbox.acknowledge(batch, versions)
-                    yield pushed._replace(archived=batch.archived)
-                    batch = following.result()
-        self._outbox.put_back(again)
+            batch = self._outbox.take(BATCH, until)
+            while batch is not None:
+                # The ledger is read while the server stores, and never while what is stored is acknowledged.
+                following = reading.submit(self._outbox.take, BATCH, until, batch)
+                try:
+                    stored = self._store(batch)
+                except (errors.DataError, errors.IntegrityError):
+                    # What PostgreSQL does not take: a NUL, half a surrogate pair, what another program has put there.
+                    following.exception()
+                    stored = self._store_mended(batch)
+                finally:
+                    following.exception()  # waits for it
+                left = [each.row_id for each in stored.left]
+                self._outbox.acknowledge(batch, self._batches, stored.versions, left)
+                yield Pushed(len(batch.rows), stored.rows, tuple(stored.left), batch.archived)
+                batch = following.result()
+                if batch is None:  # or nothing but what had come before the outbox was
+                    batch = self._outbox.take(BATCH, until)
 
-    def _store(self, batch: Batch) -> tuple[Pushed, Versions]:
+    def _store(self, batch: Batch) -> _Stored:
+        left = [Left(row_id, why) for row_id, month in batch.months.items() if (why := self._closed(month))]
+        rows = batch.rows
+        if left:
+            rows = {row_id: row for row_id, row in rows.items() if row_id not in {each.row_id for each in left}}
+        elif batch.is_new and not batch.bases:
+            with contextlib.suppress(errors.UniqueViolation):  # of a push that nobody acknowledged, or of a replay
+                return self._add(batch)
+        bases = (f"{row}{SEPARATOR}{batch.bases.get(row_id, NULL)}" for row_id, row in rows.items())
+        stored = self._merge(bases, batch.iterations)
+        return stored._replace(left=left + stored.left)
+
+    def _store_mended(self, batch: Batch) -> _Stored:
+        """Store the rows of a batch each by itself, as PostgreSQL takes it, so that none holds up another."""
+        result = _Stored(0, [], [])
+        rows, iterations = self._outbox.cells(list(batch.rows))
+        for row_id, cells in rows.items():
+            why = self._closed(str(cells[COLUMNS.index("occurred_at")])[:7])
+            if why is None:
+                row = line_of([*mended(cells), batch.bases.get(row_id)])
+                try:
+                    stored = self._merge([row], map(line_of, iterations.get(row_id, ())))
+                except (errors.DataError, errors.IntegrityError):
+                    why = UNTAKEABLE
+                else:
+                    result = _Stored(
+                        result.rows + stored.rows, result.left + stored.left, result.versions + stored.versions
+                    )
+            if why is not None:
+                result.left.append(Left(row_id, why))
+        return result
+
+    def _closed(self, month: str) -> str | None:
+        """Return why no row of a month can be stored; make its partition where there is none."""
+        if month not in self._months:
+            self._months[month] = self._open(month)
+        return self._months[month]
+
+    def _open(self, month: str) -> str | None:
         try:
-            if batch.is_new and not batch.bases:
-                with contextlib.suppress(errors.UniqueViolation):  # of a push that nobody acknowledged, or of a replay
-                    return self._add(batch)
-            return self._merge(batch, batch.rows)
-        except (errors.DataError, errors.IntegrityError, UnmendableError):
-            # Something that PostgreSQL does not take: a NUL, half a surrogate pair, what another program has put there.
-            with contextlib.suppress(errors.DataError, errors.IntegrityError, UnmendableError):
-                return self._merge(batch, {row_id: mended(row) for row_id, row in batch.rows.items()})
-        return self._one_by_one(batch)
+            first = date.fromisoformat(f"{month}-01")
+        except ValueError:
+            return UNTAKEABLE
+        if first.year == date.max.year:  # its last month has no end that a date could name
+            return UNTAKEABLE
+        if not make_partition(self._connection, first):
+            return DETACHED.format(month, month.replace("-", "_"))
+        return None
 
-    def _one_by_one(self, batch: Batch) -> tuple[Pushed, Versions]:
-        """Store the rows of a batch each by itself, so that one that cannot be stored holds up no other."""
-        stored, conflicts, refused, versions = 0, list[str](), list[str](), list[tuple[str, int]]()
-        for row_id, row in batch.rows.items():
-            month = row.split(SEPARATOR)[COLUMNS.index("occurred_at")][:7]
-            try:
-                pushed, known = self._merge(batch._replace(months={month}), {row_id: mended(row)})
-            except (errors.DataError, errors.IntegrityError, UnmendableError):
-                refused.append(row_id)
-            else:
-                stored += pushed.stored
-                conflicts += pushed.conflicts
-                versions += known
-        return Pushed(len(batch.rows), stored, tuple(conflicts), tuple(refused)), versions
-
-    def _add(self, batch: Batch) -> tuple[Pushed, Versions]:
+    def _add(self, batch: Batch) -> _Stored:
         """Store rows that are new to the books."""
-        with self._writing(batch.months):
-            self._copy("usage_records", (*COLUMNS, "source", "ledger"), self._signed(batch.rows.values()))
+        with self._writing():
+            signed = (row + self._signature() for row in batch.rows.values())
+            self._copy("usage_records", (*COLUMNS, "source", "ledger"), signed)
             self._copy("usage_iterations", ITERATION_COLUMNS, batch.iterations)
-        return Pushed(len(batch.rows), len(batch.rows)), []
+        return _Stored(len(batch.rows), [], [])
 
-    def _merge(self, batch: Batch, rows: Mapping[str, str]) -> tuple[Pushed, Versions]:
+    def _merge(self, rows: Iterable[str], iterations: Iterable[str]) -> _Stored:
         """Store those rows that are better than what is there, or made from it."""
         connection = self._connection
-        with self._writing(batch.months):
-            bases = (f"{row}{SEPARATOR}{batch.bases.get(row_id, NULL)}" for row_id, row in rows.items())
-            self._copy("staged", (*COLUMNS, "base"), bases)
-            stored = [row[0] for row in connection.execute(MERGE, self._names()).fetchall()]
-            self._copy("staged_iterations", ITERATION_COLUMNS, batch.iterations)
+        with self._writing():
+            self._copy("staged", (*COLUMNS, "base"), rows)
+            elsewhere = self._ids(ELSEWHERE)
+            if elsewhere:
+                connection.execute("DELETE FROM staged WHERE id = ANY(%s)", (elsewhere,))
+            stored = self._ids(MERGE)
+            self._copy("staged_iterations", ITERATION_COLUMNS, iterations)
             connection.execute("DELETE FROM usage_iterations WHERE record_id = ANY(%s)", (stored,))
             connection.execute(
                 "INSERT INTO usage_iterations SELECT * FROM staged_iterations WHERE record_id = ANY(%s)", (stored,)
             )
-            conflicts = [row[0] for row in connection.execute(CONFLICTS).fetchall()]
+            left = [Left(row_id, STARTS_ELSEWHERE) for row_id in elsewhere]
+            left += [Left(row_id, CHANGED_ON_BOTH_SIDES) for row_id in self._ids(CONFLICTS)]
             versions = connection.execute(VERSIONS).fetchall()
-        return Pushed(len(rows), len(stored), tuple(conflicts)), versions
+        return _Stored(len(stored), left, versions)
+
+    def _ids(self, statement: str) -> list[str]:
+        return [row[0] for row in self._connection.execute(statement, self._names).fetchall()]
 
     @contextlib.contextmanager
-    def _writing(self, months: set[str]) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
+        """Write in one transaction, which counts as a batch."""
         with self._connection.transaction():
             self._connection.execute("SELECT set_config(%s, 'on', true)", (ACCESS,))
-            for month in months - self._months:
-                make_partition(self._connection, _first_day(month))
             yield
-        self._months |= months
+            counted = self._connection.execute(
+                "UPDATE usage_sources SET batches = batches + 1, last_push = now() WHERE ledger = %(ledger)s "
+                "RETURNING batches",
+                self._names,
+            ).fetchone()
+        self._batches = counted[0] if counted is not None else 0
 
-    def _signed(self, rows: Iterable[str]) -> Iterator[str]:
-        name = self._source.replace("\\", "\\\\")
-        signature = f"{SEPARATOR}{name}{SEPARATOR}{self._ledger}"
-        return (row + signature for row in rows)
-
-    def _names(self) -> dict[str, str]:
-        return {"source": self._source, "ledger": self._ledger}
+    def _signature(self) -> str:
+        return SEPARATOR + line_of([self._names["source"], self._names["ledger"]])
 
     def _copy(self, table: str, columns: Sequence[str], lines: Iterable[str]) -> None:
         target = sql.SQL("COPY {} ({}) FROM STDIN WITH (DELIMITER {}, NULL {})").format(
@@ -233,7 +304,7 @@ class Pusher:
 
     def _push_growing(self, kind: str, table: str, columns: Sequence[str]) -> None:
         """Push what only grows: entries of the trail, adjustments."""
-        key = columns[0]
+        names = ", ".join(columns)
         while True:
             lines, last = self._outbox.entries(kind, BATCH)
             if not lines:
@@ -242,60 +313,33 @@ class Pusher:
                 self._connection.execute(f"CREATE TEMP TABLE grown (LIKE {table}) ON COMMIT DROP")
                 self._connection.execute("ALTER TABLE grown ALTER ledger DROP NOT NULL")
                 self._copy("grown", columns, lines)
-                names = ", ".join(columns)
                 self._connection.execute(
                     f"INSERT INTO {table} (ledger, {names}) SELECT %(ledger)s, {names} FROM grown "
-                    f"ON CONFLICT (ledger, {key}) DO NOTHING",
-                    self._names(),
+                    "ON CONFLICT DO NOTHING",
+                    self._names,
                 )
-                differ = self._connection.execute(
-                    f"SELECT min(grown.{key}) FROM grown JOIN {table} AS old "
-                    f"ON old.ledger = %(ledger)s AND old.{key} = grown.{key} "
-                    f"WHERE ROW({', '.join(f'old.{name}' for name in columns)}) "
-                    f"IS DISTINCT FROM ROW({', '.join(f'grown.{name}' for name in columns)})",
-                    self._names(),
-                ).fetchone()
-                if differ is not None and differ[0] is not None:
-                    raise FleetError(
-                        f"entry {differ[0]} of this ledger's {kind} is another one in the books: the ledger was "
-                        "restored from a backup, or copied"
-                    )
             self._outbox.acknowledge_entries(kind, last)
 
 
-class UnmendableError(Exception):
-    """A row that holds what cannot be, such as what separates cells; another program has put it there."""
+def mended(cells: Sequence[Any]) -> list[Any]:
+    """Return a row's cells (`COLUMNS`) as PostgreSQL takes them, where they are no JSON or no number.
 
-
-def _first_day(month: str) -> date:
-    try:
-        first = date.fromisoformat(f"{month}-01")
-    except ValueError:
-        raise UnmendableError from None
-    if first.year == date.max.year:  # its last month has no end that a date could name
-        raise UnmendableError
-    return first
-
-
-def mended(row: str) -> str:
-    """Return a row as PostgreSQL takes it: what is no text, no JSON or no number becomes something that is.
-
-    JSON that PostgreSQL cannot hold is kept as a text within JSON.
+    JSON that it cannot hold is kept as a text within JSON.
     """
-    cells = row.replace("\0", "\ufffd").replace("\n", r"\n").replace("\r", r"\r").split(SEPARATOR)
-    if len(cells) != len(COLUMNS):
-        raise UnmendableError
+    result = list(cells)
     for place, name in enumerate(COLUMNS):
-        if name in JSON_COLUMNS and cells[place] != NULL:
-            cells[place] = _mended_json(cells[place].replace("\\\\", "\\")).replace("\\", "\\\\")
-        elif name == "total_cost" and not _is_number(cells[place]):
-            cells[place] = NULL
-    return SEPARATOR.join(cells)
+        if result[place] is None:
+            continue
+        if name in JSON_COLUMNS:
+            result[place] = _mended_json(str(result[place]))
+        elif name == "total_cost" and not _is_number(str(result[place])):
+            result[place] = None
+    return result
 
 
 def _is_number(text: str) -> bool:
     digits = text.removeprefix("-").replace(".", "", 1)
-    return text == NULL or (digits.isascii() and digits.isdigit())
+    return digits.isascii() and digits.isdigit()
 
 
 def _mended_json(text: str) -> str:

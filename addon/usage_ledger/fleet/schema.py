@@ -5,11 +5,12 @@ so that the same queries run; beside them `source` (which proxy), `ledger` (whos
 that grows with each change), and who edited it by SQL of their own, which a trigger notes. Partitioned by month.
 """
 
+import contextlib
 from datetime import date
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, ITERATION_COLUMNS
 
@@ -128,6 +129,30 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             """,
         ),
     ),
+    (
+        "one row for each id, and batches that can be counted",
+        (
+            "ALTER TABLE usage_sources ADD COLUMN batches bigint NOT NULL DEFAULT 0",
+            """
+            ALTER TABLE usage_records ADD CONSTRAINT usage_records_start_in_milliseconds
+            CHECK (occurred_at = date_trunc('milliseconds', occurred_at))
+            """,
+            # By the rights of whose tables these are, so that who corrects rows needs none beside them.
+            """
+            CREATE OR REPLACE FUNCTION usage_note_edit() RETURNS trigger LANGUAGE plpgsql
+            SECURITY DEFINER SET search_path FROM CURRENT AS $$
+            BEGIN
+                IF NEW.id <> OLD.id OR NEW.occurred_at <> OLD.occurred_at THEN
+                    RAISE EXCEPTION 'id and occurred_at say which request a row is, and stay as they are';
+                END IF;
+                NEW.version := nextval('usage_version');
+                NEW.edited_at := clock_timestamp();
+                NEW.edited_by := session_user;
+                RETURN NEW;
+            END $$
+            """,
+        ),
+    ),
 )
 
 
@@ -166,6 +191,11 @@ def migrate(connection: Connection) -> str:
             ).fetchone()
             assert made is not None
             books = str(made[0])
+        # From here on every name is one of that schema, whatever else search_path leads to.
+        connection.execute(
+            "SELECT set_config('search_path', quote_ident(nspname), false) FROM pg_namespace "
+            "WHERE oid = (SELECT relnamespace FROM pg_class WHERE oid = 'usage_schema'::regclass)"
+        )
     assert books is not None
     return books
 
@@ -175,16 +205,25 @@ def _exists(connection: Connection, table: str) -> bool:
     return found is not None and found[0] is not None
 
 
-def make_partition(connection: Connection, month: date) -> None:
-    """Make the partition of a month (its first day) if there is none, within the caller's transaction."""
+def make_partition(connection: Connection, month: date) -> bool:
+    """Make the partition of a month (its first day) if there is none; return whether rows of that month can be stored.
+
+    They cannot where the partition was detached: a second one would be in the way of attaching it again.
+    """
     name = f"usage_records_{month:%Y_%m}"
-    if _exists(connection, name):
-        return
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-    if not _exists(connection, name):
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        found = connection.execute(
+            "SELECT relispartition FROM pg_class WHERE oid = to_regclass(%s)", (name,)
+        ).fetchone()
+        if found is not None:
+            return bool(found[0])
         following = date(month.year + month.month // 12, month.month % 12 + 1, 1)
-        connection.execute(
-            sql.SQL("CREATE TABLE IF NOT EXISTS {} PARTITION OF usage_records FOR VALUES FROM ({}) TO ({})").format(
-                sql.Identifier(name), sql.Literal(f"{month} 00:00+00"), sql.Literal(f"{following} 00:00+00")
+        # Where another partition has these days already, that one is as good.
+        with contextlib.suppress(errors.InvalidObjectDefinition), connection.transaction():
+            connection.execute(
+                sql.SQL("CREATE TABLE {} PARTITION OF usage_records FOR VALUES FROM ({}) TO ({})").format(
+                    sql.Identifier(name), sql.Literal(f"{month} 00:00+00"), sql.Literal(f"{following} 00:00+00")
+                )
             )
-        )
+    return True

@@ -33,6 +33,8 @@ class FullError(GoneError):
 @contextmanager
 def open_books(dsn: str) -> Iterator[tuple[Connection, str]]:
     """Connect, and yield the connection and the id of the books. Raises `FleetError` and `GoneError`."""
+    if _CUT_PASSWORD.match(dsn):
+        raise FleetError("the DSN cannot be read; say %40 for @ and %2F for / in a password")
     with telling():
         try:
             connection = psycopg.connect(
@@ -49,6 +51,9 @@ def open_books(dsn: str) -> Iterator[tuple[Connection, str]]:
         with connection:
             connection.execute("SET TIME ZONE 'UTC'")
             connection.execute("SET DateStyle = 'ISO, YMD'")
+            # The server gives up on a machine that has gone as soon, and with it the locks of that one.
+            for name, value in (("idle", 30), ("interval", 10), ("count", 3)):
+                connection.execute(f"SET tcp_keepalives_{name} = {value}")
             yield connection, migrate(connection)
 
 
@@ -75,6 +80,9 @@ def telling() -> Iterator[None]:
         raise FleetError(f"the server says: {_line(error)}") from error
 
 
+_CUT_PASSWORD = re.compile(r"postgres(ql)?://([^@/]*:[^@/]*@[^/?]*@|[^@/]*:(?!\d*/)[^@/:]*/.*@)", re.DOTALL)
+"""A password with an @ or a / in it, the rest of which libpq takes for a host or a port, and tells."""
+
 _REFUSALS = ("password authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 
 
@@ -84,5 +92,7 @@ def _is_refusal(error: psycopg.Error) -> bool:
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    """Return what a server says in one line, without its details, which may quote rows."""
+    told = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    text = " ".join((told or str(error)).split())
     return re.sub(r"(password=)\S+|(://[^:@/\s]*:)[^@\s]+(?=@)", r"\1\2***", text)

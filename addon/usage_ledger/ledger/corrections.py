@@ -95,6 +95,10 @@ def is_corrected(record: Record) -> bool:
     return _metadata(record).get("_manually_updated") == 1
 
 
+def is_accepted(record: Record) -> bool:
+    return _metadata(record).get("_accepted") == 1
+
+
 def is_final(record: Record) -> bool:
     """Whether a row's usage is final, said by upstream or by a person; `filters.FINAL` in SQL."""
     return record.usage_state == "complete" or is_corrected(record)

@@ -1,19 +1,21 @@
 """Merging: rows of the fleet's books into a ledger.
 
 Room: ledger. Imports its neighbours in this room. Promises that a better row is never replaced by a worse one, that
-what replaces a settled row leaves its revision, that two corrections of one row are a conflict which is told and
-changes nothing, and that what came from the books is not pushed back to them as news.
+what replaces a settled row leaves its revision, that a row which people have changed on both sides is a conflict which
+is told and changes nothing, and that what came from the books is not pushed back to them as news.
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from usage_ledger.ledger import revisions, statements
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, JSON_COLUMNS
-from usage_ledger.ledger.corrections import correction, is_corrected, with_counts
+from usage_ledger.ledger.corrections import correction, is_accepted, is_corrected, with_counts
 from usage_ledger.ledger.editing import Change, Editor
 from usage_ledger.ledger.entries import entries_by
 from usage_ledger.ledger.record import Entry, Record
@@ -24,6 +26,11 @@ _RANKS = {"complete": 4, "none": 3, "partial": 2, "missing": 1}
 
 type Preference = Literal["report", "ours", "theirs"]
 """What is done about a conflict: nothing, or whose row stands."""
+
+type _Verdict = Literal["same", "keep", "claim", "take", "conflict"]
+"""Keep: ours stands here, and whether also there the next push finds out. Claim: ours is to stand there as well."""
+
+_SETTLED_BY: dict[Preference, _Verdict] = {"report": "conflict", "ours": "claim", "theirs": "take"}
 
 
 class Theirs(NamedTuple):
@@ -82,14 +89,16 @@ class _Merge:
 
     def make(self, price: Callable[[Entry], None], reopen: bool) -> Merged:
         last = self._connection.execute("SELECT coalesce(max(number), 0) FROM fleet_outbox").fetchone()[0]
-        added, replaced, adopted, conflicts, seen = (list[Theirs]() for _ in range(5))
+        added, replaced, adopted, conflicts, seen, kept = (list[Theirs]() for _ in range(6))
         for each in self._theirs:
             ours = self._ours.get(each.entry.record.id)
             verdict = "take" if ours is None else self._verdict(each, ours)
             if verdict == "conflict":
                 conflicts.append(each)
-                continue
-            seen.append(each)
+            if verdict in ("keep", "claim") and each.entry.record.id not in self._changed_here:
+                kept.append(each)
+            if verdict in ("same", "take", "claim"):
+                seen.append(each)
             if verdict == "take":
                 (added if ours is None else replaced).append(each)
                 if each.edited_by is not None and is_corrected(each.entry.record):
@@ -99,35 +108,39 @@ class _Merge:
         self._connection.execute("DELETE FROM fleet_outbox WHERE number > ?", (last,))  # theirs, and so no news to them
         self._adopt(adopted, price, reopen)
         self._connection.executemany(
+            "INSERT INTO fleet_outbox (record_id, is_new) VALUES (?, 0)", [(each.entry.record.id,) for each in kept]
+        )
+        self._connection.executemany(
             "INSERT OR REPLACE INTO fleet_versions (record_id, version) VALUES (?, ?)",
             [(each.entry.record.id, each.version) for each in seen],
         )
         return Merged(len(added), len(replaced), tuple(each.entry.record.id for each in conflicts))
 
-    def _verdict(self, theirs: Theirs, ours: Entry) -> Literal["same", "keep", "take", "conflict"]:
-        record_id = ours.record.id
+    def _verdict(self, theirs: Theirs, ours: Entry) -> _Verdict:
         if _is_same(theirs.entry, ours):
             return "same"
-        base = self._bases.get(record_id)
-        is_theirs_final = theirs.edited_by is not None or is_corrected(theirs.entry.record)
+        base = self._bases.get(ours.record.id)
         if base == theirs.version:
-            return "keep"  # ours was made from theirs, and is on its way to them
-        if theirs.edited_by is None and _rank(theirs.entry.record) < _rank(ours.record):
-            return "keep"  # also where the books were restored from a backup, and have forgotten
-        if record_id not in self._changed_here and base is not None:
+            return "keep"
+        is_better_here = _worth(theirs.entry.record) < _worth(ours.record)
+        if is_better_here and theirs.edited_by is None:
+            return "keep"  # it is not pushed yet, or the books were restored from a backup, and have forgotten
+        is_changed_here = ours.record.id in self._changed_here
+        if base is not None and not is_changed_here:
             return "take"
-        if is_theirs_final and is_corrected(ours.record):
-            return {"report": "conflict", "ours": "keep", "theirs": "take"}[self._preference]  # type: ignore[return-value]
-        if is_theirs_final or _rank(theirs.entry.record) > _rank(ours.record):
+        is_theirs_a_persons = theirs.edited_by is not None or _is_by_a_person(theirs.entry.record)
+        if is_theirs_a_persons and (is_better_here or _is_by_a_person(ours.record)):
+            return _SETTLED_BY[self._preference]
+        if is_theirs_a_persons or _worth(theirs.entry.record) > _worth(ours.record):
             return "take"
-        return "keep" if record_id in self._changed_here else "take"
+        return "keep" if is_changed_here else "take"
 
     def _add(self, added: Sequence[Theirs]) -> None:
         self._write([each.entry for each in added])
         made = [
             revisions.Revision(each.entry.record.id, _reason(each), {}, _fields(each.entry.record, _SETTLED))
             for each in added
-            if each.edited_by is not None or _is_manual(each.entry.record)
+            if each.edited_by is not None or _is_by_a_person(each.entry.record)
         ]
         revisions.append(self._connection, SOURCE, made)
 
@@ -177,12 +190,16 @@ def _reason(theirs: Theirs) -> str:
     return f"from the fleet's books{by}"
 
 
-def _rank(record: Record) -> int:
-    return 5 if is_corrected(record) else _RANKS.get(record.usage_state, 0)
+def _worth(record: Record) -> tuple[int, int]:
+    """Return what a row is worth, to compare: more where it was accepted, and of two lower bounds the larger one."""
+    if is_corrected(record):
+        return 2 * len(_RANKS) + 2, 0
+    is_partial = record.usage_state == "partial"
+    return 2 * _RANKS.get(record.usage_state, 0) + is_accepted(record), record.total_tokens if is_partial else 0
 
 
-def _is_manual(record: Record) -> bool:
-    return is_corrected(record) or '"_accepted":true' in record.metadata
+def _is_by_a_person(record: Record) -> bool:
+    return is_corrected(record) or is_accepted(record)
 
 
 def _is_same(theirs: Entry, ours: Entry) -> bool:
@@ -193,9 +210,16 @@ def _is_same(theirs: Entry, ours: Entry) -> bool:
 def _plain(record: Record) -> dict[str, Any]:
     fields = _fields(record, COLUMNS)
     for name in JSON_COLUMNS:
-        with contextlib.suppress(msgspec.DecodeError, RecursionError):
-            fields[name] = None if fields[name] is None else msgspec.json.decode(fields[name])
+        with contextlib.suppress(ValueError, RecursionError):
+            fields[name] = None if fields[name] is None else _decoded(fields[name])
     return fields
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:  # of a number that no float can hold; PostgreSQL writes such a one another way
+        return json.loads(text, parse_float=Decimal, parse_int=Decimal)
 
 
 def _fields(record: Record, names: Sequence[str]) -> dict[str, Any]:

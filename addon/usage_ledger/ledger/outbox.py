@@ -3,9 +3,12 @@
 Room: ledger. Imports its neighbours in this room. The ledger is its own durable queue: from the first push on, triggers
 note each change in the transaction that makes it. Promises that nothing is forgotten before the other side has
 acknowledged it, and that a row that changes while it is under way is pushed once more. Rows in flight are no news.
+
+What goes over the wire are lines of PostgreSQL's COPY in its text format, with `SEPARATOR` and `NULL`.
 """
 
 import json
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,16 +31,16 @@ ADJUSTMENT_COLUMNS = (
 
 
 class Batch(NamedTuple):
-    """Rows to push, as lines of COPY (`line` of `COLUMNS`) by their ids, and their iterations (`ITERATION_COLUMNS`).
+    """Rows to push, as lines of `COLUMNS` by their ids, and their iterations as lines of `ITERATION_COLUMNS`.
 
-    `months` are those of the rows, as 2026-11. `bases` are the versions that rows were made from, where they are known
-    of the other side. `is_new`: none of the rows was ever pushed, nor corrected. `archived`: so many had changed and
-    are in an archive by now. `end` is what to acknowledge.
+    `months` tells the month of each row, as 2026-11. `bases` are the versions that rows were made from, where they are
+    known of the other side. `is_new`: none of the rows was ever pushed, nor corrected. `archived`: so many had changed
+    and are in an archive by now. `end` is what to acknowledge.
     """
 
     rows: dict[str, str]
     iterations: list[str]
-    months: set[str]
+    months: dict[str, str]
     bases: dict[str, int]
     is_new: bool
     archived: int
@@ -47,11 +50,21 @@ class Batch(NamedTuple):
 SEPARATOR, NULL = "\x1f", "\x1e"
 
 
-def line(columns: Sequence[str]) -> str:
-    """SQL for one line of PostgreSQL's COPY in its text format, with `SEPARATOR` and `NULL`.
+_SPECIAL = re.compile(f"[\\\\\n\r{SEPARATOR}{NULL}]")
 
-    A ledger's text has neither of these, nor line ends. Where another program has put some, the line has too many cells
-    or too few, and PostgreSQL takes none of it.
+
+def line_of(cells: Sequence[object]) -> str:
+    """Return a line that says these cells, whatever they hold; None is NULL, and U+FFFD stands for NUL characters."""
+    return SEPARATOR.join(
+        NULL if cell is None else _SPECIAL.sub(r"\\\g<0>", str(cell).replace("\0", "\ufffd")) for cell in cells
+    )
+
+
+def _line(columns: Sequence[str]) -> str:
+    """SQL for a line of what the addon writes, which has nothing special in it but backslashes; quicker than `line_of`.
+
+    Where another program has put a separator or a line end, the line has too many cells or too few, and PostgreSQL
+    takes none of it.
     """
     form = SEPARATOR.join(["%s"] * len(columns))
     cells = ", ".join(f"coalesce({name}, '{NULL}')" for name in columns)
@@ -73,14 +86,14 @@ def open_outbox(path: Path, make: bool = False) -> Iterator["Outbox"]:
 
 
 class Outbox:
-    """What a ledger has to push. Used by one push at a time; rows may be written meanwhile."""
+    """What a ledger has to push, and the versions it knows of the other side. Rows may be written meanwhile."""
 
     def __init__(self, editor: Editor) -> None:
         self.editor = editor
         self._connection = editor.connection
 
     def prepare(self) -> None:
-        """See to it that the ledger has a name of its own that nobody else has, for as long as it lives."""
+        """See to it that the ledger has an id of its own, for as long as it lives."""
         if self.state("ledger") is None:
             with self.editor.transaction():
                 if self.state("ledger") is None:
@@ -104,11 +117,36 @@ class Outbox:
         """Begin to exchange rows with these books (a UUID). Others than before get everything from the start."""
         if self.state("books") != books:
             with self.editor.transaction():
+                self._start_over()
                 self._set_state("books", books)
-                for name in ("first_rows", "revisions", "adjustments"):
-                    self._connection.execute("DELETE FROM fleet_state WHERE name = ?", (name,))
-                self._connection.execute("DELETE FROM fleet_versions")
                 self._watch()
+
+    def start_over(self) -> None:
+        """Forget what the other side has: it was restored from a backup, and does not have it any more."""
+        with self.editor.transaction():
+            self._start_over()
+
+    def renew(self) -> None:
+        """Give the ledger another id: it was restored from a backup or copied, and its id is that of what it was."""
+        with self.editor.transaction():
+            self._set_state("former", self.ledger)
+            self._set_state("ledger", str(uuid.uuid4()))
+            self._start_over()
+
+    def _start_over(self) -> None:
+        for name in ("first_rows", "revisions", "adjustments", "batches"):
+            self._connection.execute("DELETE FROM fleet_state WHERE name = ?", (name,))
+        self._connection.execute("DELETE FROM fleet_versions")
+
+    @property
+    def batches(self) -> int:
+        """How many batches the other side has acknowledged."""
+        return int(self.state("batches") or 0)
+
+    def revision_hash(self, position: int) -> str | None:
+        """Return the hash of an entry of the trail; None where there is none."""
+        found = self._connection.execute("SELECT hash FROM usage_revisions WHERE position = ?", (position,)).fetchone()
+        return None if found is None else str(found[0])
 
     def _watch(self) -> None:
         """From now on, note which rows change."""
@@ -125,15 +163,22 @@ class Outbox:
 
     # Rows.
 
-    def take(self, size: int, behind: Batch | None = None) -> Batch | None:
-        """Return the next rows to push, behind a batch that is under way, oldest first; None where there are none."""
+    def last(self) -> int:
+        """Return the number of the last change so far, so that a push takes none twice that it has to leave behind."""
+        return int(self._connection.execute("SELECT coalesce(max(number), 0) FROM fleet_outbox").fetchone()[0])
+
+    def take(self, size: int, until: int, behind: Batch | None = None) -> Batch | None:
+        """Return the next rows to push, oldest first, behind a batch that is under way; None where there are none.
+
+        Of changes, none behind `until` is taken.
+        """
         if self.state("first_rows") != "all":
-            return self._take_first(size, behind)
+            return self._take_first(size, until, behind)
         after = int(behind.end[1]) if behind is not None and behind.end[0] == "outbox" else 0
         last, known = self._connection.execute(
             "SELECT max(number), total(NOT is_new) FROM "
-            "(SELECT * FROM fleet_outbox WHERE number > ? ORDER BY number LIMIT ?)",
-            (after, size),
+            "(SELECT * FROM fleet_outbox WHERE number > ? AND number <= ? ORDER BY number LIMIT ?)",
+            (after, until, size),
         ).fetchone()
         if last is None:
             return None
@@ -144,7 +189,7 @@ class Outbox:
         batch = self._batch(f"id IN ({changed}) ORDER BY id", (after, last), ("outbox", str(last)), is_new=not known)
         return batch._replace(archived=archived)
 
-    def _take_first(self, size: int, behind: Batch | None) -> Batch | None:
+    def _take_first(self, size: int, until: int, behind: Batch | None) -> Batch | None:
         """Return rows that were there before the outbox was."""
         told = self.state("first_rows") if behind is None else behind.end[1]
         after = tuple(json.loads(told)) if told else ("", "")
@@ -158,13 +203,14 @@ class Outbox:
                 return None  # all of them are under way; what has changed since comes once they are acknowledged
             with self.editor.transaction():
                 self._set_state("first_rows", "all")
-            return self.take(size)
+            return self.take(size, until)
         condition = "(occurred_at, id) > (?, ?) AND (occurred_at, id) <= (?, ?) ORDER BY occurred_at, id"
         return self._batch(condition, (*after, *last), ("first_rows", json.dumps(last)), is_new=True)
 
     def _batch(self, condition: str, values: tuple[Any, ...], end: tuple[str, str], is_new: bool) -> Batch:
         found = self._connection.execute(
-            f"SELECT id, substr(occurred_at, 1, 7), instr(metadata, '_manually_updated'), {line(COLUMNS)} "
+            "SELECT id, substr(occurred_at, 1, 7), instr(metadata, '_manually_updated') OR "
+            f"instr(metadata, '_accepted'), {_line(COLUMNS)} "
             f"FROM usage_records WHERE usage_state <> 'pending' AND {condition}",
             values,
         ).fetchall()
@@ -172,20 +218,41 @@ class Outbox:
         is_new = is_new and not any(row[2] for row in found)
         ids = json.dumps(list(rows))
         iterations = self._connection.execute(
-            f"SELECT {line(ITERATION_COLUMNS)} FROM {self.editor.table('usage_iterations', ITERATION_COLUMNS)} "
-            "WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position",
-            (ids,),
+            f"SELECT {_line(ITERATION_COLUMNS)} {self._iterations()}", (ids,)
         ).fetchall()
         bases = self._connection.execute(
             "SELECT record_id, version FROM fleet_versions WHERE EXISTS (SELECT 1 FROM fleet_versions) "
             "AND record_id IN (SELECT value FROM json_each(?))",
             (ids,),
         )
-        months = {row[1] for row in found}
+        months = {row[0]: row[1] for row in found}
         return Batch(rows, [row[0] for row in iterations], months, dict(bases), is_new, 0, end)
 
-    def acknowledge(self, batch: Batch, versions: Sequence[tuple[str, int]]) -> None:
-        """Forget what is stored on the other side. `versions`: what rows have there whose version is to be known."""
+    def _iterations(self) -> str:
+        table = self.editor.table("usage_iterations", ITERATION_COLUMNS)
+        return f"FROM {table} WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position"
+
+    def cells(self, ids: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], dict[str, list[tuple[Any, ...]]]]:
+        """Return what rows hold now (`COLUMNS`), and their iterations (`ITERATION_COLUMNS`), by their ids."""
+        asked = (json.dumps(ids),)
+        rows = self._connection.execute(
+            f"SELECT id, {', '.join(COLUMNS)} FROM usage_records "
+            "WHERE id IN (SELECT value FROM json_each(?)) AND usage_state <> 'pending'",
+            asked,
+        )
+        iterations: dict[str, list[tuple[Any, ...]]] = {}
+        for row in self._connection.execute(f"SELECT {', '.join(ITERATION_COLUMNS)} {self._iterations()}", asked):
+            iterations.setdefault(row[0], []).append(row)
+        return {row[0]: row[1:] for row in rows}, iterations
+
+    def acknowledge(
+        self, batch: Batch, batches: int, versions: Sequence[tuple[str, int]] = (), left: Sequence[str] = ()
+    ) -> None:
+        """Forget what is stored on the other side, which counts `batches` by now.
+
+        `versions`: what rows have there whose version is to be known. `left` are ids of rows that were not taken: they
+        wait on.
+        """
         kind, place = batch.end
         with self.editor.transaction():
             if kind == "outbox":
@@ -195,18 +262,10 @@ class Outbox:
             self._connection.executemany(
                 "INSERT OR REPLACE INTO fleet_versions (record_id, version) VALUES (?, ?)", versions
             )
-
-    def put_back(self, ids: Sequence[str]) -> None:
-        """Let rows wait on that were not taken."""
-        if ids:
-            with self.editor.transaction():
-                self._connection.executemany(
-                    "INSERT INTO fleet_outbox (record_id, is_new) VALUES (?, 0)", [(each,) for each in ids]
-                )
-
-    def waiting(self) -> int:
-        """Return how many changes wait in the outbox."""
-        return int(self._connection.execute("SELECT count(*) FROM fleet_outbox").fetchone()[0])
+            self._connection.executemany(
+                "INSERT INTO fleet_outbox (record_id, is_new) VALUES (?, 0)", [(each,) for each in left]
+            )
+            self._set_state("batches", str(batches))
 
     # What only grows.
 
@@ -219,9 +278,9 @@ class Outbox:
         if not self.editor.has_table(table):
             return [], after
         found = self._connection.execute(
-            f"SELECT {key}, {line(columns)} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?", (after, size)
+            f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?", (after, size)
         ).fetchall()
-        return [row[1] for row in found], found[-1][0] if found else after
+        return [line_of(row) for row in found], found[-1][0] if found else after
 
     def acknowledge_entries(self, kind: str, last: int) -> None:
         with self.editor.transaction():
