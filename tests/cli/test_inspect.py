@@ -142,6 +142,67 @@ def test_a_har_finds_the_rows_of_its_flows(tmp_path: Path) -> None:
     assert [each["row"]["id"] for each in inspected(har, "--flow", row)] == [row]
 
 
+def test_a_har_does_not_tell_how_a_response_ended(tmp_path: Path) -> None:
+    har, ledger = tmp_path / "left.har", tmp_path / "usage.db"
+    replay(LEFT, ledger, "--set", f"hardump={har}")
+    found, *_ = inspected(har, "--db", ledger)  # mitmproxy puts a flow that broke off there twice
+    assert found["ended"] is None
+    assert "no more is there, and a HAR does not tell why" in found["why"]
+    done = run(har, "--db", ledger)
+    assert "  ended    a HAR does not tell how" in done.stdout
+    assert "  ledger   differs, as row " in done.stdout
+    assert ", perhaps for a HAR does not tell how the response ended\n" in done.stdout
+
+
+def test_a_body_that_was_not_captured_is_why_rows_differ(tmp_path: Path) -> None:
+    ledger, bare = tmp_path / "usage.db", tmp_path / "bare.mitm"
+    replay(NORMAL, ledger)
+    with NORMAL.open("rb") as file, bare.open("wb") as out:
+        (flow,) = FlowReader(file).stream()
+        flow.response.raw_content = None  # type: ignore[attr-defined]
+        flow.metadata.clear()
+        FlowWriter(out).add(flow)
+    assert "  ledger   differs, for the capture does not hold the body\n" in run(bare, "--db", ledger).stdout
+
+
+def test_what_leaves_no_row_and_what_is_compared_with_nothing_say_so(tmp_path: Path, demo_ledger: Path) -> None:
+    answered = SAMPLES / "answered-by-server-replay.mitm"
+    (found,) = inspected(answered, "--db", demo_ledger)
+    assert found["ledger"]["state"] == "leaves no row"
+    assert "  request  20" in run(answered).stdout
+    done = run(NORMAL, "--format", "json", home=tmp_path)
+    assert json.loads(done.stdout)[0]["ledger"]["state"] == "not compared"
+
+
+def test_flows_of_several_files_say_which_they_are_from() -> None:
+    assert [Path(each["file"]) for each in inspected(LEFT, NORMAL)] == [LEFT, NORMAL]
+    assert f", in {NORMAL}\n" in run(LEFT, NORMAL).stdout
+    assert str(NORMAL) not in run(NORMAL).stdout
+
+
+def test_what_no_eye_sees_is_escaped_in_json(tmp_path: Path) -> None:
+    """A character that turns a line's direction would make what is shown another thing than what is there."""
+    capture = tmp_path / "odd.mitm"
+    with NORMAL.open("rb") as file, capture.open("wb") as out:
+        (flow,) = FlowReader(file).stream()
+        flow.response.raw_content = 'data: {"usage": {"a\u202eb\x85": "\u202e"}}\n\n'.encode()  # type: ignore[attr-defined]
+        FlowWriter(out).add(flow)
+    done = run(capture, "--format", "json", home=tmp_path)
+    assert all(character.isprintable() for character in done.stdout if character != "\n")
+    assert json.loads(done.stdout)[0]["events"][0]["usage"] == {"a\u202eb\x85": "\u202e"}
+
+
+def test_a_page_and_a_json_answer_have_no_events(tmp_path: Path) -> None:
+    capture = tmp_path / "page.mitm"
+    with NORMAL.open("rb") as file, capture.open("wb") as out:
+        (flow,) = FlowReader(file).stream()
+        flow.response.raw_content = b"<html>\n\n</html>"  # type: ignore[attr-defined]
+        flow.response.headers["content-type"] = "text/html"  # type: ignore[attr-defined]
+        FlowWriter(out).add(flow)
+    assert "  response 200 text/html, 15 bytes\n" in run(capture, home=tmp_path).stdout
+    assert "event" not in run(SAMPLES / "json-answer.mitm").stdout.split("  response ")[1].splitlines()[0]
+
+
 def test_nothing_that_was_said_is_shown() -> None:
     for form in ("text", "json"):
         done = run(DEMO, "--events", "--format", form)
@@ -175,7 +236,7 @@ def test_of_a_damaged_capture_what_can_be_read_is_shown_and_then_the_damage(tmp_
     capture.write_bytes(DEMO.read_bytes()[:-100])
     for form in ("text", "json"):
         done = run(capture, "--format", form, NORMAL, home=tmp_path)
-        assert done.returncode == 2
+        assert done.returncode == 1
         *_, last = done.stderr.splitlines()
         assert last.startswith(f"usage-ledger: {capture}: it breaks off at byte")
         if form == "json":
@@ -184,10 +245,30 @@ def test_of_a_damaged_capture_what_can_be_read_is_shown_and_then_the_damage(tmp_
             assert done.stdout.count("  verdict  ") == 8
 
 
-def test_a_flow_that_is_not_there_is_told() -> None:
+def test_of_many_captures_that_cannot_be_read_some_are_told(tmp_path: Path) -> None:
+    done = run(*(tmp_path / f"{number}.mitm" for number in range(8)))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("No such file or directory") == 5
+    assert done.stderr.endswith("; and 3 more\n")
+
+
+def test_a_flow_that_is_not_there_is_told(tmp_path: Path) -> None:
     done = run(NORMAL, "--flow", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
     assert f"usage-ledger: there is no metered flow 'nonsense' in {NORMAL}\n" in done.stderr
+    done = run(NORMAL, tmp_path / "none.mitm", "--flow", "nonsense")
+    assert "none.mitm: No such file or directory; there is no metered flow 'nonsense' in" in done.stderr
+
+
+def test_a_flow_may_be_named_by_the_beginning_of_an_id() -> None:
+    (flow,) = inspected(NORMAL)
+    for whole in (flow["flow"], flow["row"]["id"], flow["row"]["request_id"]):
+        found = inspected(LEFT, NORMAL, "--flow", whole[:-1])
+        assert flow["flow"] in {each["flow"] for each in found}
+        assert all(each["flow"].startswith(whole[:-1]) for each in found) or whole != flow["flow"]
+    done = run(NORMAL, "--flow", flow["flow"][:7])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is too short to tell flows apart; give 8 characters or more" in done.stderr
 
 
 def test_a_ledger_that_is_named_has_to_be_there(tmp_path: Path) -> None:
@@ -204,7 +285,8 @@ def test_what_is_no_capture_is_told_in_one_line(tmp_path: Path, content: bytes) 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"usage-ledger: {capture}")
-    assert json.loads(run(capture, "--format", "json", home=tmp_path).stdout) == []
+    done = run(capture, "--format", "json", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_a_flow_whose_fields_cannot_be_is_told_and_others_are_shown(tmp_path: Path) -> None:
@@ -217,7 +299,7 @@ def test_a_flow_whose_fields_cannot_be_is_told_and_others_are_shown(tmp_path: Pa
         flow.request.timestamp_start = start  # type: ignore[attr-defined]
         FlowWriter(out).add(flow)
     done = run(capture, home=tmp_path)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert done.stdout.count("  verdict  ") == 1
     assert "is damaged (" in done.stderr
     assert "Traceback" not in done.stderr
@@ -227,3 +309,57 @@ def test_a_flow_whose_fields_cannot_be_is_told_and_others_are_shown(tmp_path: Pa
     assert (shared_.returncode, shared_.stdout) == (1, f"{shared}: 1 flow(s)\n")
     assert "is damaged" in replay(capture, tmp_path / "usage.db")
     assert len(rows_of(tmp_path / "usage.db")) == 1
+
+
+ODD = {
+    "a start": lambda flow, odd: setattr(flow.request, "timestamp_start", odd),
+    "an end of the request": lambda flow, odd: setattr(flow.request, "timestamp_end", odd),
+    "a start of the answer": lambda flow, odd: setattr(flow.response, "timestamp_start", odd),
+    "an end": lambda flow, odd: setattr(flow.response, "timestamp_end", odd),
+}
+
+
+@pytest.mark.parametrize("field", ODD)
+def test_times_that_cannot_be_are_no_traceback(tmp_path: Path, field: str) -> None:
+    capture = tmp_path / "odd.mitm"
+    with NORMAL.open("rb") as file, capture.open("wb") as out:
+        (flow,) = FlowReader(file).stream()
+        whole = flow.copy()
+        for odd in (1e300, float("nan"), float("inf"), -1e12, -1.0, 0.0):
+            changed = flow.copy()
+            ODD[field](changed, odd)
+            FlowWriter(out).add(changed)
+        FlowWriter(out).add(whole)
+    for more in ((), ("--flow", whole.id), ("--format", "json")):
+        done = run(capture, *more, home=tmp_path)
+        assert done.returncode in (0, 1)
+        assert "Traceback" not in done.stderr
+    assert f"flow {whole.id}" in run(capture, home=tmp_path).stdout
+    assert "Traceback" not in replay(capture, tmp_path / "usage.db")
+    assert whole.id.replace("-", "")[:12] in {row["id"][-12:] for row in rows_of(tmp_path / "usage.db")}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"time": 1e300},
+        {"time": -1e12},
+        {"time": "x"},
+        {"startedDateTime": "9999-12-31T23:59:59.999Z", "time": 1e15},
+        {"serverIPAddress": 5},
+        {"timings": {"send": 1e300, "receive": 1e300, "wait": -1e300}},
+    ],
+    ids=str,
+)
+def test_a_har_with_values_that_cannot_be_is_no_traceback(tmp_path: Path, odd: dict[str, Any]) -> None:
+    har = tmp_path / "odd.har"
+    replay(DEMO, tmp_path / "first.db", "--set", f"hardump={har}")
+    fields = json.loads(har.read_text())
+    fields["log"]["entries"][0] |= odd
+    har.write_text(json.dumps(fields))
+    done = run(har, home=tmp_path)
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("  verdict  ") >= len(fields["log"]["entries"]) - 1
+    if odd != {"time": "x"}:  # of which mitmproxy itself makes nothing
+        assert "Traceback" not in replay(har, tmp_path / "usage.db")

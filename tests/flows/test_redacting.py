@@ -41,12 +41,16 @@ def judged(flow: http.HTTPFlow) -> dict[str, object]:
     row = fields["row"] or {}
     told = {name: value for name, value in row.items() if name not in ("api_key_hint", "session_id", "tag")}
     events = [(each["offset"], each["size"], each["kind"] in KINDS, masked(each["usage"])) for each in fields["events"]]
-    return {**told, "why": fields["why"], "iterations": fields["iterations"], "events": events}
+    return {**told, "why": without_texts(fields["why"]), "iterations": fields["iterations"], "events": events}
 
 
 def masked(usage: object) -> str:
+    return without_texts(json.dumps(usage))
+
+
+def without_texts(told: str) -> str:
     """Usage without the texts in it: where a count should be, they are as good as any other text."""
-    return re.sub(r': "[^"]+"', ': "?"', json.dumps(usage))
+    return re.sub(r': "[^"]+"', ': "?"', told)
 
 
 def saved(flow: http.HTTPFlow) -> bytes:

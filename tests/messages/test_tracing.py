@@ -3,13 +3,15 @@
 import gzip
 import json
 import random
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from usage_ledger.messages import Ending, MessageReader, Verdict
+from usage_ledger.messages import Ending, MessageReader, Verdict, tracing
 from usage_ledger.messages.sse import EVENT_LIMIT
 from usage_ledger.messages.tracing import COMMENT, JSON_ANSWER, TracedEvent, Tracer
 
@@ -96,7 +98,74 @@ def test_another_message_and_its_fields_are_told_apart() -> None:
     events, _ = trace(body)
     second = events[len(NORMAL)]
     assert "another message begins" in second.notes
-    assert ("message 2: output_tokens", None, 1) in second.changed
+    assert ("output_tokens", None, 1) in second.changed
+    assert [each.message for each in events] == [1] * len(NORMAL) + [2, 2, 2]
+    assert [each.message for each in events if "the usage is final" in each.notes] == [1, 2]
+
+
+def test_an_event_before_any_message_speaks_of_none() -> None:
+    assert [each.message for each in trace(event("ping") + NORMAL[0])[0]] == [0, 1]
+
+
+def test_what_is_no_usage_is_told_with_its_name_and_value() -> None:
+    odd: dict[str, Any] = {"output_tokens": "many", "cache_creation": {"ephemeral_5m_input_tokens": -1}}
+    odd["iterations"] = [{"input_tokens": 0.5}]
+    events, _ = trace(b"".join([start(START_USAGE), delta(odd), delta("much")]))  # type: ignore[arg-type]
+    assert events[1].invalid == [
+        ("output_tokens", "many"),
+        ("cache_creation.ephemeral_5m_input_tokens", -1),
+        ("iterations.0.input_tokens", 0.5),
+    ]
+    assert events[2].invalid == [("usage", "much")]
+    assert events[0].invalid == []
+
+
+def test_of_iterations_their_number_is_told() -> None:
+    entry = {"type": "message", "input_tokens": 1}
+    events, _ = trace(b"".join([start({**START_USAGE, "iterations": [entry]}), delta({"iterations": [entry, entry]})]))
+    assert ("iterations", None, "1 entry") in events[0].changed
+    assert ("iterations", "1 entry", "2 entries") in events[1].changed
+
+
+def test_events_behind_the_limit_are_read_and_not_told() -> None:
+    events, heard = b"".join(NORMAL), list[TracedEvent]()
+    for limit, is_cut in ((3, True), (len(NORMAL), False)):
+        heard.clear()
+        tracer = Tracer("", lambda traced, _data: heard.append(traced), limit)
+        for place in range(0, len(events), 100):
+            tracer.feed(events[place : place + 100])
+        tracer.finish(clean=True)
+        assert (len(heard), tracer.is_cut, tracer.decoded_bytes) == (limit, is_cut, len(events))
+        assert tracer.verdict(Ending.FINISHED, 200) == judged(events)
+
+
+def test_what_an_event_costs_does_not_depend_on_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ever new fields of usage, counted in the fields that are looked at."""
+    looked_at = 0
+    flat = tracing._flat
+
+    def counted(*arguments: Any, **more: Any) -> Iterator[Any]:
+        nonlocal looked_at
+        for each in flat(*arguments, **more):
+            looked_at += 1
+            yield each
+
+    monkeypatch.setattr(tracing, "_flat", counted)
+    work = []
+    for count in (200, 400):
+        looked_at = 0
+        events, _ = trace(start(START_USAGE) + b"".join(delta({f"field_{each}": 1}, None) for each in range(count)))
+        assert events[-1].changed == [(f"field_{count - 1}", None, 1)]
+        work.append(looked_at)
+    assert work[1] < 2.2 * work[0]
+
+
+def test_usage_that_is_nested_without_end_is_no_exception() -> None:
+    for depth in (50, 400, 5_000):
+        nested = b'{"a":' * depth + b"1" + b"}" * depth
+        told = b'{"type":"message_delta","usage":{"output_tokens":-1,"cache_creation":[' + nested + b'],"x":' + nested
+        events, _ = trace(b"event: message_delta\ndata: " + told + b"}}\n\n")
+        assert len(events) == 1
 
 
 def test_an_error_event_is_told_with_its_type() -> None:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from usage_ledger.messages import Ending, Reason, Verdict, body_not_captured
+from usage_ledger.messages import Ending, MessageReader, Reason, Verdict, body_not_captured
 from usage_ledger.messages.tracing import Tracer
 from usage_ledger.messages.words import Seen, in_words, span
 
@@ -45,8 +45,22 @@ CASES = {
     ),
     "a count that is none": (
         (b"".join([start(START_USAGE), delta({"output_tokens": "many"}), STOP]),),
-        f"usage that is not valid came in the event at byte {len(start(START_USAGE)):,}, 3 events",
+        f'usage that is not valid came in the event at byte {len(start(START_USAGE)):,} (output_tokens: "many")',
     ),
+    "a count that is none, in JSON": (
+        (json.dumps({**MESSAGE, "usage": {"input_tokens": -1234}}).encode(),),
+        "usage that is not valid came in the JSON answer (input_tokens: -1,234)",
+    ),
+    "two messages, the second of which lacks its end": (
+        (b"".join([*NORMAL, start(START_USAGE, "msg_2"), event("ping")]), Ending.CLIENT_DISCONNECTED),
+        f"of message 2 `message_delta` never came: the client left after 1.2 s, {len(NORMAL) + 2} events",
+    ),
+    "two messages, the first of which lacks its usage": (
+        (b"".join([start(START_USAGE), delta(None), STOP, start(START_USAGE, "msg_2"), *NORMAL[1:]]),),
+        "of message 1 `message_delta` carried no usage: several messages came in one body, whose usage is added up, "
+        f"{len(NORMAL) + 3} events",
+    ),
+    "a page": ((b"<html>\n\n<body>\n\n</html>",), "no event came: the response ended normally after 1.2 s"),
     "HTTP 429": ((b"", Ending.FINISHED, 429), "HTTP 429: failed requests are not billed"),
     "never sent": ((b"", Ending.NOT_SENT, None), "the request never went upstream, so nothing is billed"),
     "no response": ((b"", Ending.NO_RESPONSE, None), "the request was sent, and no response had come after 1.2 s"),
@@ -62,6 +76,15 @@ CASES = {
 def test_the_reason_is_told_in_words(name: str) -> None:
     arguments, words = CASES[name]
     assert told(*arguments) == words
+
+
+def test_where_nobody_knows_how_it_ended_nothing_is_said_of_it() -> None:
+    reader = MessageReader()
+    reader.finish(clean=True)
+    verdict = reader.verdict(Ending.FINISHED, 200)
+    assert in_words(verdict, 200, 1.0, is_end_told=False) == (
+        "no usage came: no more is there, and a HAR does not tell why"
+    )
 
 
 def test_without_a_trace_less_is_told() -> None:

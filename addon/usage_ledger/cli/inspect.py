@@ -4,11 +4,13 @@ Room: cli. Imports click, the flows room (which loads mitmproxy) where it runs, 
 that captures of any size are read flow by flow, and that what can be read is shown before what cannot is told.
 """
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
 
@@ -24,43 +26,62 @@ if TYPE_CHECKING:
 
 PROBLEMS_TOLD = 5
 
+BEGINNING = 8
+"""The fewest characters that --flow takes for the beginning of an id."""
+
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @with_ledgers
-@click.option("--flow", "wanted", metavar="ID", help="One flow: by its id in mitmproxy, its row's id, its request id.")
+@click.option(
+    "--flow",
+    "wanted",
+    metavar="ID",
+    help="One flow, by its id in mitmproxy, its row's or its request's, or how that begins.",
+)
 @click.option("--events", is_flag=True, help="Show every event, not only those that say something of usage.")
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True, help="How.")
-def inspect(files: tuple[Path, ...], dbs: tuple[Path, ...], wanted: str | None, events: bool, form: str) -> None:
+def inspect(files: tuple[Path, ...], dbs: tuple[Path, ...], wanted: str | None, events: bool, form: str) -> int:
     """Show what captures tell of each metered request: how it ended, which events told usage, and the verdict.
 
     FILE is what mitmdump -w saved, or a HAR. Each flow is judged as a replay of it would be, with the reason in words,
     and compared with its row in the ledger: same, differs, or absent. Nothing is written. Of a damaged file all that
     can be read is shown, then what is wrong. Prompts and completions are not shown.
 
+    Exit code 0: all was read; 1: a part of it could not be; 2: there is nothing to show.
+
     \b
     Examples:
       usage-ledger inspect capture.mitm
       usage-ledger inspect capture.mitm --flow 661057e494c57-480f7dc21dd8 --events
-      usage-ledger inspect capture.mitm --format json | jq '.[] | select(.ledger.state != "same")'
+      usage-ledger inspect capture.mitm --format json | jq '.[] | select(.ledger.state == "differs")'
     """
+    if wanted is not None and len(wanted) < BEGINNING:
+        raise click.UsageError(
+            f"--flow {wanted!r} is too short to tell flows apart; give {BEGINNING} characters or more"
+        )
     shown = _Shown()
     with ExitStack() as opened:
         ledger = opened.enter_context(open_for_reading(*dbs)) if _is_there(dbs) else None
         found = _found(files, wanted, events, shown)
         if form == "json":
-            _write_json(found, ledger, for_programs())
+            _write_json(found, ledger, shown, for_programs())
         else:
-            _write_text(found, ledger, for_people())
+            _write_text(found, ledger, len(files) > 1, for_people())
     if ledger is None and shown.flows:
         click.echo(f"there is no ledger at {named(dbs)}, so nothing is compared; name one with --db", err=True)
     if shown.others and wanted is None:
         click.echo(f"{shown.others:,} other flow(s) are not metered", err=True)
+    if wanted is not None and not shown.flows:
+        shown.add(f"there is no metered flow {wanted!r} in {named(files)}")
     if shown.problems:
         more = shown.problems_in_all - len(shown.problems)
-        raise click.ClickException("; ".join(shown.problems) + (f"; and {more:,} more" if more else ""))
-    if wanted is not None and not shown.flows:
-        raise click.ClickException(f"there is no metered flow {wanted!r} in {named(files)}")
+        told = "; ".join(shown.problems) + (f"; and {more:,} more" if more else "")
+        if not shown.flows:
+            raise click.ClickException(told)
+        click.echo(f"usage-ledger: {on_one_line(told)}", err=True)
+        return 1
+    return 0
 
 
 class _Shown:
@@ -72,11 +93,11 @@ class _Shown:
         self.problems: list[str] = []
         self.problems_in_all = 0
 
-    def add(self, problem: Exception) -> None:
+    def add(self, problem: str) -> None:
         """Note what cannot be read; of many such places the first few are told."""
         self.problems_in_all += 1
         if len(self.problems) < PROBLEMS_TOLD:
-            self.problems.append(str(problem))
+            self.problems.append(problem)
 
 
 def _is_there(dbs: tuple[Path, ...]) -> bool:
@@ -86,7 +107,9 @@ def _is_there(dbs: tuple[Path, ...]) -> bool:
     return is_named or dbs[0].exists()
 
 
-def _found(files: tuple[Path, ...], wanted: str | None, events: bool, shown: _Shown) -> Iterator["Inspection"]:
+def _found(
+    files: tuple[Path, ...], wanted: str | None, events: bool, shown: _Shown
+) -> Iterator[tuple[Path, "Inspection"]]:
     from usage_ledger.flows.files import CaptureError, judging, saved_flows
     from usage_ledger.flows.inspecting import ids_of, inspect
     from usage_ledger.flows.metered import metered
@@ -101,73 +124,85 @@ def _found(files: tuple[Path, ...], wanted: str | None, events: bool, shown: _Sh
                             flow = metered(saved)
                             if flow is None:
                                 shown.others += 1
-                            elif wanted is None or wanted in ids_of(flow):
+                            elif wanted is None or any(each.startswith(wanted) for each in ids_of(flow)):
                                 found = inspect(flow, all_events=events)
                     except CaptureError as error:
-                        shown.add(error)
+                        shown.add(str(error))
                     if found is not None:
                         shown.flows += 1
-                        yield found
+                        yield path, found
         except CaptureError as error:
-            shown.add(error)
+            shown.add(str(error))
 
 
-def _write_text(found: Iterator["Inspection"], ledger: Reader | None, out: TextIO) -> None:
-    from usage_ledger.flows.telling import lines_of
+def _write_text(
+    found: Iterator[tuple[Path, "Inspection"]], ledger: Reader | None, with_files: bool, out: TextIO
+) -> None:
+    from usage_ledger.flows.telling import ledger_lines, lines_of
 
-    for number, each in enumerate(found):
-        out.write("\n" if number else "")
+    for number, (path, each) in enumerate(found):
         row = f", row {each.entry.record.id}" if each.entry is not None else ""
-        out.write(on_one_line(f"flow {each.flow_id}{row}", out.encoding) + "\n")
-        for line in lines_of(each, terminal_width()):
-            out.write(on_one_line(line, out.encoding) + "\n")
-        for line in _ledger_lines(each, ledger):
-            out.write(on_one_line(line, out.encoding) + "\n")
+        file = f", in {path}" if with_files else ""
+        lines = [f"flow {each.flow_id}{row}{file}", *lines_of(each, terminal_width())]
+        told = _compared(each, ledger)
+        if told.row is not None or told.state == ABSENT:
+            lines += ledger_lines(each, *told)
+        out.write("\n" if number else "")
+        out.writelines(on_one_line(line, out.encoding) + "\n" for line in lines)
 
 
-def _ledger_lines(found: "Inspection", ledger: Reader | None) -> Iterator[str]:
-    told = _compared(found, ledger)
-    if told is None:
-        return
-    mark = f" ({told['mark']})" if told["mark"] else ""
-    other = "" if found.entry is None or told["row"] in (None, found.entry.record.id) else f", as row {told['row']}"
-    why = ", for the capture does not hold the body" if not found.captured and told["state"] == "differs" else ""
-    yield f"  ledger   {told['state']}{mark}{other}{why}"
-    for name, differ in told["differences"].items():
-        yield f"           {name}: {_shown(differ['ledger'])} there, {_shown(differ['capture'])} here"
+ABSENT = "absent"
 
 
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+class _Compared(NamedTuple):
+    """What the ledger has of a flow: the `row` that a replay would find, how it is marked, and the columns that differ.
+
+    `state` is `same`, `differs` or `absent`; `leaves no row` or `not compared` where there is nothing to compare.
+    """
+
+    state: str
+    row: str | None = None
+    mark: str | None = None
+    differences: dict[str, tuple[Any, Any]] = {}  # noqa: RUF012 - never changed
 
 
-def _compared(found: "Inspection", ledger: Reader | None) -> dict[str, Any] | None:
-    """Compare an inspection with the ledger; None where there is nothing to compare."""
+def _compared(found: "Inspection", ledger: Reader | None) -> _Compared:
     from usage_ledger.ledger.finding import differences, row_of
 
-    if found.entry is None or ledger is None:
-        return None
+    if found.entry is None:
+        return _Compared("leaves no row")
+    if ledger is None:
+        return _Compared("not compared")
     row = row_of(ledger, found.entry)
     if row is None:
-        return {"state": "absent", "row": None, "mark": None, "differences": {}}
+        return _Compared(ABSENT)
     differ = differences(row, found.entry)
-    return {
-        "state": "differs" if differ else "same",
-        "row": row.id,
-        "mark": row.mark,
-        "differences": {name: {"ledger": theirs, "capture": ours} for name, (theirs, ours) in differ.items()},
-    }
+    return _Compared("differs" if differ else "same", row.id, row.mark, differ)
 
 
-def _write_json(found: Iterator["Inspection"], ledger: Reader | None, out: TextIO) -> None:
+def _write_json(found: Iterator[tuple[Path, "Inspection"]], ledger: Reader | None, shown: _Shown, out: TextIO) -> None:
+    """Write one JSON array; nothing at all where nothing can be read."""
     import msgspec  # unlike json, it writes no NaN
 
     from usage_ledger.flows.inspecting import fields_of
 
     before = "[\n"
-    for each in found:
-        fields = {**fields_of(each), "ledger": _compared(each, ledger)}
-        out.write(before + msgspec.json.encode(fields).decode())
+    for path, each in found:
+        told = _compared(each, ledger)
+        differ = {name: {"ledger": theirs, "capture": ours} for name, (theirs, ours) in told.differences.items()}
+        fields = {"file": str(path), **fields_of(each), "ledger": {**told._asdict(), "differences": differ}}
+        out.write(before + _UNSEEN.sub(_escaped, msgspec.json.encode(fields).decode()))
         before = ",\n"
-    out.write("[]\n" if before == "[\n" else "\n]\n")
+    if before != "[\n":
+        out.write("\n]\n")
+    elif not shown.problems:
+        out.write("[]\n")
+
+
+_UNSEEN = re.compile(r"[^ -~]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Escape a character of JSON that does more than be seen, such as one that turns the direction of a line."""
+    character = found[0]
+    return character if character.isprintable() else json.dumps(character)[1:-1]

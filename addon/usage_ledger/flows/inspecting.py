@@ -4,6 +4,7 @@ Room: flows. Imports mitmproxy, the messages room and the ledger's record. Promi
 a replay of it would write (`replay.judge`), traced event by event.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,18 +26,22 @@ _NOT_CAPTURED = ("account_id", "total_cost", "price_source", "time_to_first_toke
 class Inspection(msgspec.Struct, kw_only=True):
     """One captured flow of a metered request.
 
-    `entry` is what a replay would hand to the ledger, None where the proxy gave the answer itself, which leaves no row.
-    `events` are those that say something of usage, or all of them where that was asked for; `seen` counts them all.
-    `body_bytes` are of the body as captured, None where it was not; `decoded_bytes` None where it was not read.
+    `entry` is what a replay would hand to the ledger, None where the flow leaves no row. `request` has the columns of
+    the request alone. `is_end_told`: the capture tells how the response ended; a HAR tells no more than what came.
+    `events` are those that say something of usage, or all of them where that was asked for; `seen` counts them all,
+    and is `None` where there were more than were looked at. `body_bytes` are of the body as captured, None where it was
+    not; `decoded_bytes` None where it was not read.
     """
 
     flow_id: str
     method: str
+    request: Record
     http_status: int | None
     content_type: str
     content_encoding: str
     entry: Entry | None
     ending: Ending | None = None
+    is_end_told: bool = True
     verdict: Verdict | None = None
     why: str
     captured: bool = True
@@ -44,7 +49,7 @@ class Inspection(msgspec.Struct, kw_only=True):
     decoded_bytes: int | None = None
     is_encoded: bool = False
     seconds: float | None = None
-    seen: Seen = msgspec.field(default_factory=Seen)
+    seen: Seen | None = None
     events: list[TracedEvent] = msgspec.field(default_factory=list)
 
 
@@ -60,9 +65,15 @@ def ids_of(http_flow: http.HTTPFlow) -> set[str]:
 
 
 def inspect(
-    http_flow: http.HTTPFlow, all_events: bool = False, listener: Callable[[TracedEvent, bytes], None] | None = None
+    http_flow: http.HTTPFlow,
+    all_events: bool = False,
+    listener: Callable[[TracedEvent, bytes], None] | None = None,
+    limit: int = sys.maxsize,
 ) -> Inspection:
-    """Inspect a captured flow. `listener` is called with each event of its body, and the event's data."""
+    """Inspect a captured flow; look at so many events of its body at most.
+
+    `listener` is called with each event, and with the event's data.
+    """
     seen, events, tracers = Seen(), list[TracedEvent](), list[Tracer]()
 
     def listen(event: TracedEvent, data: bytes) -> None:
@@ -73,7 +84,7 @@ def inspect(
             listener(event, data)
 
     def tracer_for(encoding: str) -> MessageReader:
-        tracers.append(Tracer(encoding, listen))
+        tracers.append(Tracer(encoding, listen, limit))
         return tracers[-1]
 
     judged = judge(http_flow, account="", tag_header="", writer="", reader_for=tracer_for)
@@ -82,26 +93,28 @@ def inspect(
     found = Inspection(
         flow_id=clean(http_flow.id, 64),
         method=clean(http_flow.request.method, 32),
+        request=rows.pending_record(http_flow, http_flow.request.pretty_host, "", None, ""),
         http_status=None if response is None else response.status_code or None,
         content_type=clean(headers.get("content-type", ""), 80),
         content_encoding=clean(headers.get("content-encoding", ""), 40),
         entry=None,
         why="the proxy gave this answer itself, which leaves no row",
         body_bytes=None if response is None or response.raw_content is None else len(response.raw_content),
-        seen=seen,
         events=events,
     )
     if tracers:
         found.decoded_bytes, found.is_encoded = tracers[-1].decoded_bytes, tracers[-1].is_encoded
+        found.seen = None if tracers[-1].is_cut else seen
     if judged is None:
         if noted(http_flow).get("answered_by_proxy") is None and http_flow.request.timestamp_end is None:
             found.why = "the client aborted its upload, so that nothing went upstream, which leaves no row"
         return found
-    found.entry, found.ending = judged.entry, judged.ending
+    found.entry, found.ending, found.request = judged.entry, judged.ending, judged.entry.record
+    found.is_end_told = judged.ending is not Ending.FINISHED or not is_from_har(http_flow)
     found.verdict, found.captured = judged.verdict, judged.captured
     duration = judged.entry.record.duration_ms
     found.seconds = None if duration is None else duration / 1000
-    found.why = in_words(judged.verdict, found.http_status, found.seconds, seen if tracers else None)
+    found.why = in_words(judged.verdict, found.http_status, found.seconds, found.seen, found.is_end_told)
     return found
 
 
@@ -110,7 +123,7 @@ def fields_of(found: Inspection) -> dict[str, Any]:
     return {
         "flow": found.flow_id,
         "why": found.why,
-        "ended": None if found.ending is None else found.ending.name.lower(),
+        "ended": found.ending.name.lower() if found.ending is not None and found.is_end_told else None,
         "row": None if found.entry is None else _row_of(found.entry.record),
         "iterations": [] if found.entry is None else [_iteration_of(each) for each in found.entry.iterations],
         "method": found.method,
@@ -121,11 +134,16 @@ def fields_of(found: Inspection) -> dict[str, Any]:
             "content_encoding": found.content_encoding,
             "is_captured": found.captured and found.body_bytes is not None,
             "bytes": found.body_bytes,
+            "is_encoded": found.is_encoded,
             "decoded_bytes": found.decoded_bytes,
         },
-        "events_by_kind": dict(found.seen.kinds),
+        "events_by_kind": {} if found.seen is None else dict(found.seen.kinds),
         "events": [
-            {**msgspec.structs.asdict(event), "changed": {name: change for name, *change in event.changed}}
+            {
+                **msgspec.structs.asdict(event),
+                "changed": {name: change for name, *change in event.changed},
+                "invalid": dict(event.invalid),
+            }
             for event in found.events
         ],
     }

@@ -4,14 +4,14 @@ Room: flows. Imports the messages room. Used on the terminal and in mitmproxy's 
 one line whatever the traffic holds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from textwrap import wrap
 from typing import Any
 
 from usage_ledger.flows.inspecting import Inspection
 from usage_ledger.messages import COUNT_NAMES, Ending, clean
-from usage_ledger.messages.tracing import TracedEvent
-from usage_ledger.messages.words import span
+from usage_ledger.messages.tracing import NOT_VALID, TracedEvent
+from usage_ledger.messages.words import as_shown, span
 
 WIDTH = 100
 
@@ -31,8 +31,31 @@ def lines_of(found: Inspection, width: int = WIDTH) -> Iterator[str]:
     yield from _flow_lines(found)
     if found.events:
         yield "  events"
+        are_many = any(event.message > 1 for event in found.events)
         for event in found.events:
-            yield from _event_lines(event, width)
+            yield from _event_lines(event, width, are_many)
+
+
+def ledger_lines(
+    found: Inspection, state: str, row: str | None, mark: str | None, differences: Mapping[str, tuple[Any, Any]]
+) -> Iterator[str]:
+    """Yield what a ledger has of a flow: its `row` there and who has marked it, and the columns that differ (what is
+    there, and what is here).
+    """
+    told = f" ({mark})" if mark else ""
+    other = "" if found.entry is None or row in (None, found.entry.record.id) else f", as row {row}"
+    why = ""
+    if differences and not found.captured:
+        why = ", for the capture does not hold the body"
+    elif differences and not found.is_end_told:
+        why = ", perhaps for a HAR does not tell how the response ended"
+    yield f"  ledger   {state}{told}{other}{why}"
+    for name, (there, here) in differences.items():
+        yield f"           {name}: {_or_nothing(there)} there, {_or_nothing(here)} here"
+
+
+def _or_nothing(value: Any) -> str:
+    return "nothing" if value is None else as_shown(value, 120)
 
 
 def _verdict_lines(found: Inspection, width: int) -> Iterator[str]:
@@ -55,16 +78,16 @@ def _verdict_lines(found: Inspection, width: int) -> Iterator[str]:
 
 
 def _flow_lines(found: Inspection) -> Iterator[str]:
-    if found.entry is not None:
-        record = found.entry.record
-        yield f"  request  {record.occurred_at} {found.method} {record.host}{record.path} {record.model}"
+    request = found.request
+    model = "" if found.entry is None else f" {request.model}"
+    yield f"  request  {request.occurred_at} {found.method} {request.host}{request.path}{model}"
     if found.http_status is None:
         yield "  response none"
     else:
         yield f"  response {found.http_status} {found.content_type or 'of no type'}, {_body(found)}"
     if found.ending is not None:
         after = "" if found.seconds is None else f" after {span(found.seconds)}"
-        yield f"  ended    {_ENDED[found.ending]}{after}"
+        yield f"  ended    {_ENDED[found.ending] if found.is_end_told else 'a HAR does not tell how'}{after}"
 
 
 def _body(found: Inspection) -> str:
@@ -78,25 +101,34 @@ def _body(found: Inspection) -> str:
         size += f" of {said or 'an encoding that is not told'}, {found.decoded_bytes:,} decoded"
     elif said:
         size += f", plain, though it says {said}"
+    if found.seen is None:
+        return f"{size}, more events than are looked at here"
     events = found.seen.events
+    if not events and "event-stream" not in found.content_type:
+        return size
     return f"{size}, {events:,} event{'' if events == 1 else 's'}"
 
 
-def _event_lines(event: TracedEvent, width: int) -> Iterator[str]:
+def _event_lines(event: TracedEvent, width: int, are_many: bool) -> Iterator[str]:
+    """Yield the lines of an event; where there `are_many` messages, with the one that it speaks of."""
     head = f"  {event.offset:>9,} {event.size:>7,}  {clean(event.kind, 40):<20} "
     parts = [_changed(*change) for change in event.changed]
-    if event.has_usage and not parts:
-        parts.append(f"usage {_shown(event.usage)}" if event.usage in (None, {}) else "usage, nothing new")
-    yield from _wrapped(head, ", ".join([*parts, *event.notes]), width, " " * len(head))
+    notes = [note for note in event.notes if note != NOT_VALID or not event.invalid]
+    notes += [f"not valid: {clean(name, 80)} {as_shown(value)}" for name, value in event.invalid]
+    if event.has_usage and not parts and not event.invalid:
+        parts.append(f"usage {as_shown(event.usage)}" if event.usage in (None, {}) else "usage, nothing new")
+    of_which = f"message {event.message}: " if are_many and event.message and (parts or notes) else ""
+    yield from _wrapped(head, of_which + ", ".join([*parts, *notes]), width, " " * len(head))
 
 
 def _changed(name: str, before: Any, after: Any) -> str:
-    told = f"{clean(name, 80)} {_shown(after)}"
-    return told if before is None else f"{clean(name, 80)} {_shown(before)} -> {_shown(after)}"
+    told = f"{clean(name, 80)} {_plain(after)}"
+    return told if before is None else f"{clean(name, 80)} {_plain(before)} -> {_plain(after)}"
 
 
-def _shown(value: Any) -> str:
-    return clean("null" if value is None else str(value), 80)
+def _plain(value: Any) -> str:
+    """Write a value of usage, whose texts need no quotes."""
+    return clean(value, 80) if isinstance(value, str) else as_shown(value)
 
 
 def _listed(counts: Iterable[tuple[str, int]]) -> str:

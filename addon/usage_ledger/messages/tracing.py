@@ -2,10 +2,11 @@
 
 Room: messages. Imports the standard library, `msgspec` and its neighbours in this room. For looking at a body that is
 there, not for live streams. Promises that a trace and a row tell the same story: the reader that judges live streams
-reads here too, one event at a time, and is looked at between them.
+reads here too, one event at a time, and is looked at between them. What an event costs does not depend on those before.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +16,18 @@ from usage_ledger.messages import lenient
 from usage_ledger.messages.reader import MessageReader
 from usage_ledger.messages.sse import EVENT_LIMIT, Event, parse_event
 from usage_ledger.messages.text import text_or_none
+from usage_ledger.messages.usage import sift
 
 JSON_ANSWER = "JSON answer"
 COMMENT = "comment"
+"""A block without data, which is no event (WHATWG)."""
+
+FINAL = "the usage is final"
 NOT_VALID = "not valid"
 OUTPUT_BEGINS = "output begins"
+DEPTH_LIMIT = 16
+"""Usage is three levels deep; what is deeper than this is not looked into."""
+
 _LINE_ENDS = b"\r\n"
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r){2,}")
 _BLANK_LINE_BEGINS = 3  # the most bytes of a blank line whose end has not come
@@ -31,17 +39,20 @@ _MAY_TELL = (b"message_", b"usage", b"error")
 class TracedEvent(msgspec.Struct):
     """One event. `offset` and `size` are bytes of the decoded body, the blank line that ends the event included.
 
-    `kind` is its type, or the name that the stream gave it. `usage` is what it carried, as upstream sent it, which may
-    be null (`has_usage`); `changed` has what became of the message's usage by it: field, before, after. `notes` are
-    what else it meant to the reader.
+    `kind` is its type, or the name that the stream gave it. `message` is the number of the message it speaks of; before
+    the first it is 0. `usage` is what it carried, as upstream sent it, which may be null (`has_usage`); `changed` has
+    what became of the message's usage by it (field, before, after), `invalid` what of it is no usage (field, value).
+    `notes` are what else it meant to the reader.
     """
 
     offset: int
     size: int
     kind: str
+    message: int = 0
     has_usage: bool = False
     usage: Any = None
     changed: list[tuple[str, Any, Any]] = msgspec.field(default_factory=list)
+    invalid: list[tuple[str, Any]] = msgspec.field(default_factory=list)
     notes: list[str] = msgspec.field(default_factory=list)
 
 
@@ -64,22 +75,39 @@ _decoder = msgspec.json.Decoder(_Told)
 class _State(msgspec.Struct):
     """What a reader knows between two events."""
 
-    usage: list[dict[str, Any]]
+    messages: int
     malformed: bool
     stream_error: str | None
     output_begun: bool
-    stop_reason: str | None
-    final: bool
+    stop_reasons: list[str | None]
+    final: list[bool]
 
 
 class Tracer(MessageReader):
-    """A reader that tells a listener of each event it has read."""
+    """A reader that tells a listener of each event it has read, or of the first ones up to a limit.
 
-    __slots__ = ("_before", "_event_head", "_event_size", "_events_in", "_listener", "_offset", "decoded_bytes")
+    `is_cut`: there were more. They are read all the same.
+    """
 
-    def __init__(self, content_encoding: str, listener: Listener) -> None:
+    __slots__ = (
+        "_before",
+        "_event_head",
+        "_event_size",
+        "_events_in",
+        "_known",
+        "_left",
+        "_listener",
+        "_offset",
+        "decoded_bytes",
+        "is_cut",
+    )
+
+    def __init__(self, content_encoding: str, listener: Listener, limit: int = sys.maxsize) -> None:
         super().__init__(content_encoding)
         self._listener = listener
+        self._left = limit
+        self._known: list[dict[str, Any]] = []  # what was told of each message's usage
+        self.is_cut = False
         self._events_in = _Cutter()
         self._offset = 0  # where the next event begins
         self._event_head = b""
@@ -117,6 +145,9 @@ class Tracer(MessageReader):
 
     def _read_events(self, data: bytes) -> None:
         self.decoded_bytes += len(data)
+        if self.is_cut:
+            super()._read_events(data)
+            return
         for block, ends in self._events_in.feed(data):
             self._read_block(block, ends)
 
@@ -135,34 +166,55 @@ class Tracer(MessageReader):
 
     def _end_event(self, note: str | None) -> None:
         size, self._event_size = self._event_size, 0
+        if self.is_cut:
+            return
         event = parse_event(_with_lf(self._event_head)) or Event(b"", b"")
         self._tell(_kind_of(event), event.data, size, note)
         self._offset += size
 
     def _tell(self, kind: str, data: bytes, size: int, note: str | None = None) -> None:
+        if not self._left:
+            self.is_cut = True
+            return
+        self._left -= 1
         traced = TracedEvent(self._offset, size, kind, notes=[note] if note else [])
         if not self._before.output_begun or any(data.find(each) >= 0 for each in _MAY_TELL) or size > EVENT_LIMIT:
             after = self._state()
             fields = lenient.decode(_decoder, data)
             if fields is not None:
                 traced.has_usage, traced.usage = _usage_of(fields)
-            traced.changed = list(_changes(self._before.usage, after.usage))
+                traced.changed = list(self._changes(traced.usage))
+                traced.invalid = list(_invalid(traced.usage))
             traced.notes += _news(self._before, after)
             if kind == JSON_ANSWER and OUTPUT_BEGINS in traced.notes:
                 traced.notes.remove(OUTPUT_BEGINS)  # all of it came at once
             self._before = after
+        traced.message = self._place + 1 if self._messages else 0
         self._listener(traced, data)
 
     def _state(self) -> _State:
         evidence, messages = self._evidence, self._messages
         return _State(
-            usage=[dict(_flat(message.usage or {})) for message in messages],
+            messages=len(messages),
             malformed=evidence.malformed or any(message.malformed for message in messages),
             stream_error=evidence.stream_error,
             output_begun=evidence.output_begun,
-            stop_reason=next((message.stop_reason for message in reversed(messages) if message.stop_reason), None),
-            final=bool(messages) and all(message.final for message in messages),
+            stop_reasons=[message.stop_reason for message in messages],
+            final=[message.final for message in messages],
         )
+
+    def _changes(self, usage: Any) -> Iterator[tuple[str, Any, Any]]:
+        """Yield the fields of an event's usage that the message's usage has by now another value of."""
+        if not self._messages or not isinstance(usage, dict):
+            return
+        self._known += [{} for _ in self._messages[len(self._known) :]]
+        known, merged = self._known[self._place], self._messages[self._place].usage
+        for path, _ in _flat(usage):
+            name, after = ".".join(path), _shown_of(_at(merged, path))
+            before = known.get(name)
+            if after != before:
+                known[name] = after
+                yield name, before, after
 
 
 class _Cutter:
@@ -209,37 +261,55 @@ def _kind_of(event: Event) -> str:
 
 
 def _usage_of(fields: _Told) -> tuple[bool, Any]:
-    """Return whether an event has usage, wherever a relay has put it, and that usage."""
+    """Return whether an event has usage, wherever a relay has put it, and the one of them that the reader takes."""
     own = {} if fields.usage is msgspec.UNSET else {"usage": fields.usage}
-    for place in (fields.message, own, fields.delta):
-        if isinstance(place, dict) and "usage" in place:
-            return True, place["usage"]
-    return False, None
+    told = [
+        place["usage"] for place in (fields.message, own, fields.delta) if isinstance(place, dict) and "usage" in place
+    ]
+    return bool(told), next((usage for usage in told if usage not in (None, {})), told[0] if told else None)
 
 
-def _flat(usage: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Turn a usage object into fields with dotted names; of iterations only how many there are."""
-    for name, value in usage.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            yield f"{prefix}{name}", f"{len(value)} entries"
-        elif value is not None:
-            yield f"{prefix}{name}", value
+def _flat(value: Any, path: tuple[str, ...] = (), with_entries: bool = False) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the fields of a usage object, each by its path and with its value; null says nothing."""
+    if isinstance(value, dict) and len(path) < DEPTH_LIMIT:
+        for name, inner in value.items():
+            yield from _flat(inner, (*path, name), with_entries)
+    elif isinstance(value, list) and with_entries and len(path) < DEPTH_LIMIT:
+        for place, inner in enumerate(value):
+            yield from _flat(inner, (*path, str(place)), with_entries)
+    elif value is not None:
+        yield path, value
 
 
-def _changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the fields that differ, each with what it was (None: not told) and what it is."""
-    for place, fields in enumerate(after):
-        known = before[place] if place < len(before) else {}
-        which = f"message {place + 1}: " if place else ""
-        for name in dict.fromkeys([*known, *fields]):
-            if known.get(name) != fields.get(name):
-                yield which + name, known.get(name), fields.get(name)
+def _at(usage: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        usage = usage.get(name) if isinstance(usage, dict) else None
+    return usage
+
+
+def _shown_of(value: Any) -> Any:
+    """Return what is shown of a field: of iterations, only how many there are."""
+    if isinstance(value, list):
+        return "1 entry" if len(value) == 1 else f"{len(value):,} entries"
+    return "an object" if isinstance(value, dict) else value
+
+
+def _invalid(usage: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what of an event's usage is no usage, by its name and value."""
+    good, malformed = sift(usage)
+    if not malformed:
+        return
+    if good is None:
+        yield "usage", usage
+        return
+    kept = {path for path, _ in _flat(good, with_entries=True)}
+    for path, value in _flat(usage, with_entries=True):
+        if path not in kept:
+            yield ".".join(path), value
 
 
 def _news(before: _State, after: _State) -> Iterator[str]:
-    if len(after.usage) > len(before.usage) > 0:
+    if after.messages > before.messages > 0:
         yield "another message begins"
     if after.output_begun and not before.output_begun:
         yield OUTPUT_BEGINS
@@ -247,7 +317,9 @@ def _news(before: _State, after: _State) -> Iterator[str]:
         yield NOT_VALID
     if after.stream_error and not before.stream_error:
         yield f"error {after.stream_error}"
-    if after.stop_reason and after.stop_reason != before.stop_reason:
-        yield f"stop_reason {after.stop_reason}"
-    if after.final and not before.final:
-        yield "the usage is final"
+    known = [*before.stop_reasons, *[None] * after.messages]
+    for reason, former in zip(after.stop_reasons, known, strict=False):
+        if reason and reason != former:
+            yield f"stop_reason {reason}"
+    if sum(after.final) > sum(before.final):
+        yield FINAL

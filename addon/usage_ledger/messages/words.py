@@ -4,39 +4,57 @@ Room: messages. Imports the standard library and its neighbours in this room. Wh
 where somebody has traced the body, from what its events were.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
-from usage_ledger.messages.tracing import JSON_ANSWER, NOT_VALID, TracedEvent
+from usage_ledger.messages.text import clean
+from usage_ledger.messages.tracing import COMMENT, FINAL, JSON_ANSWER, NOT_VALID, TracedEvent
 from usage_ledger.messages.verdict import Reason, State, Verdict
 
 
 class Seen(msgspec.Struct):
-    """What a traced body held: events by kind, those of them that carried usage, and where usage was not valid."""
+    """What a traced body held: events by kind, and by the message that they speak of; where usage was not valid first.
+
+    `with_usage` are the messages' events that carried usage, `final` the messages whose usage became final.
+    """
 
     kinds: Counter[str] = msgspec.field(default_factory=Counter)
-    with_usage: Counter[str] = msgspec.field(default_factory=Counter)
-    invalid_at: int | None = None
+    by_message: dict[int, Counter[str]] = msgspec.field(default_factory=dict)
+    with_usage: dict[int, Counter[str]] = msgspec.field(default_factory=dict)
+    final: set[int] = msgspec.field(default_factory=set)
+    invalid: TracedEvent | None = None
 
     def add(self, event: TracedEvent) -> None:
         self.kinds[event.kind] += 1
+        self.by_message.setdefault(event.message, Counter())[event.kind] += 1
         if event.usage not in (None, {}):
-            self.with_usage[event.kind] += 1
-        if self.invalid_at is None and NOT_VALID in event.notes:
-            self.invalid_at = event.offset
+            self.with_usage.setdefault(event.message, Counter())[event.kind] += 1
+        if FINAL in event.notes:
+            self.final.add(event.message)
+        if self.invalid is None and (event.invalid or NOT_VALID in event.notes):
+            self.invalid = event
 
     @property
     def events(self) -> int:
-        return self.kinds.total() - self.kinds[JSON_ANSWER]
+        return self.kinds.total() - self.kinds[JSON_ANSWER] - self.kinds[COMMENT]
 
 
-def in_words(verdict: Verdict, status: int | None, seconds: float | None, seen: Seen | None = None) -> str:
-    """Say why a verdict is what it is. `seconds` from the request's start to its end; None where nobody knows."""
+def in_words(
+    verdict: Verdict, status: int | None, seconds: float | None, seen: Seen | None = None, is_end_told: bool = True
+) -> str:
+    """Say why a verdict is what it is. `seconds` from the request's start to its end; None where nobody knows.
+
+    `is_end_told`: how the response ended is known, and not only that no more of it is there.
+    """
     if verdict.reason is None:
         return _unflagged(verdict, status)
-    return _join(": ", [_lacking(verdict, seen), _join(", ", [_cause(verdict, seconds, seen), _count(seen)])])
+    cause = _cause(verdict, seconds, seen, is_end_told)
+    count = "" if verdict.reason is Reason.MALFORMED_USAGE else _count(seen)
+    return _join(": ", [_lacking(verdict, seen), _join(", ", [cause, count])])
 
 
 def _unflagged(verdict: Verdict, status: int | None) -> str:
@@ -63,19 +81,26 @@ def _lacking(verdict: Verdict, seen: Seen | None) -> str:
         return "the JSON answer carries no usage"
     if not seen.events:
         return "no event came"
-    if not seen.kinds["message_delta"]:
+    messages = sorted(seen.by_message.keys() - seen.final - {0}) or [0]
+    of_which = f"of message {messages[0]} " if len(seen.by_message.keys() - {0}) > 1 else ""
+    return of_which + _lacking_of(messages[0], seen)
+
+
+def _lacking_of(message: int, seen: Seen) -> str:
+    if not seen.by_message.get(message, Counter())["message_delta"]:
         return "`message_delta` never came"
-    if not seen.with_usage["message_delta"]:
+    if not seen.with_usage.get(message, Counter())["message_delta"]:
         return "`message_delta` carried no usage"
     return "`message_delta` came without a stop_reason, and `message_stop` never"
 
 
-def _cause(verdict: Verdict, seconds: float | None, seen: Seen | None) -> str:
+def _cause(verdict: Verdict, seconds: float | None, seen: Seen | None, is_end_told: bool) -> str:
     after = "" if seconds is None else f" after {span(seconds)}"
-    place = "" if seen is None or seen.invalid_at is None else f" in the event at byte {seen.invalid_at:,}"
+    ended = f"the response ended normally{after}" if is_end_told else "no more is there, and a HAR does not tell why"
+    place = "" if seen is None or seen.invalid is None else _place_of(seen.invalid)
     error = verdict.metadata.get("stream_error")
     said = {
-        Reason.NO_USAGE_DATA: f"the response ended normally{after}",
+        Reason.NO_USAGE_DATA: ended,
         Reason.CLIENT_DISCONNECTED: f"the client left{after}",
         Reason.UPSTREAM_CLOSED: f"upstream broke off{after}",
         Reason.STREAM_ERROR: f"upstream sent an error event ({error})",
@@ -90,6 +115,24 @@ def _cause(verdict: Verdict, seconds: float | None, seen: Seen | None) -> str:
     }
     assert verdict.reason is not None
     return said[verdict.reason]
+
+
+def _place_of(event: TracedEvent) -> str:
+    """Say where usage is not valid, and the first field that is not."""
+    what = f" ({clean(event.invalid[0][0], 80)}: {as_shown(event.invalid[0][1])})" if event.invalid else ""
+    if event.kind == JSON_ANSWER:
+        return f" in the JSON answer{what}"
+    return f" in the event at byte {event.offset:,}{what}"
+
+
+def as_shown(value: Any, limit: int = 80) -> str:
+    """Write a value of JSON for a person: whole numbers with separators, texts in quotes, on one line."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return clean(f"{value:,}", limit)
+    try:
+        return clean(json.dumps(value, ensure_ascii=False), limit)
+    except RecursionError:
+        return "something that is nested without end"
 
 
 def _count(seen: Seen | None) -> str:

@@ -12,7 +12,11 @@ from usage_ledger.flows.inspecting import inspect
 from usage_ledger.flows.metered import metered
 from usage_ledger.flows.rows import is_event_stream
 from usage_ledger.flows.telling import lines_of
+from usage_ledger.messages import clean
 from usage_ledger.messages.assembling import Assembler
+
+EVENTS_LIMIT = 20_000
+"""Events of a response that are looked at, so that the program stays at hand while it shows one (0.3 s)."""
 
 
 class UsageView(contentviews.Contentview):
@@ -25,8 +29,10 @@ class UsageView(contentviews.Contentview):
         if flow is None:
             raise ValueError("this is not the response of a request")
         assembler = Assembler()
-        found = inspect(flow, listener=assembler.take)
-        return "\n".join([*lines_of(found), *_blocks(assembler)]) + "\n"
+        found = inspect(flow, listener=assembler.take, limit=EVENTS_LIMIT)
+        is_cut = assembler.is_cut or (found.seen is None and found.decoded_bytes is not None)
+        end = ["", "  there is more text"] if is_cut else []
+        return "\n".join([*lines_of(found), *_blocks(assembler), *end]) + "\n"
 
     def render_priority(self, data: bytes, metadata: contentviews.Metadata) -> float:  # noqa: ARG002 - as above
         flow = _flow_of_response(metadata)
@@ -45,7 +51,5 @@ def _blocks(assembler: Assembler) -> Iterator[str]:
     for number, block in enumerate(assembler.blocks, 1):
         yield ""
         yield f"  block {number}: {block.type}{f' {block.name}' if block.name else ''}"
-        yield from (f"    {line}" for line in block.text.splitlines())
-    if assembler.is_cut:
-        yield ""
-        yield "  there is more text"
+        lines = block.text.expandtabs(4).splitlines()
+        yield from (f"    {clean(line, len(line))}" for line in lines)
