@@ -1,6 +1,7 @@
 """`redact`: a capture that can be shared is written whole, checked and new, or not at all."""
 
 import json
+import resource
 import signal
 import stat
 import subprocess
@@ -110,6 +111,44 @@ def two_odd_ids(capture: Path) -> None:
         FlowWriter(out).add(flow)
 
 
+def test_a_flow_whose_verdict_would_change_is_left_out_and_named(tmp_path: Path) -> None:
+    capture, shared = tmp_path / "capture.mitm", tmp_path / "shared.mitm"
+    two_odd_ids(capture)
+    capture.write_bytes(capture.read_bytes() + (SAMPLES / "normal-stream.mitm").read_bytes())
+    done = run("redact", capture, shared)
+    assert (done.returncode, done.stdout) == (1, f"{shared}: 1 flow(s)\n")
+    assert "cannot be redacted so that its verdict stays: review_reason multiple_messages became None" in done.stderr
+    assert done.stderr.endswith(f"; the rest is in {shared}\n")
+    assert done.stderr.count("\n") == 1
+    assert len(rows_by_replay(shared, tmp_path)) == 1
+
+
+def test_two_keys_and_two_hosts_change_no_row_of_a_har(tmp_path: Path) -> None:
+    har, shared = tmp_path / "demo.har", tmp_path / "shared.mitm"
+    replay(DEMO, tmp_path / "unused.db", "--set", f"hardump={har}")
+    content = har.read_text().replace("/v1/messages", "/sk-ant-api03-abcdefghijklmnopqrstuvwxyz/v1/messages")
+    har.write_text(content)
+    assert run("redact", har, shared).returncode == 0
+    assert b"abcdefghij" not in shared.read_bytes()
+    known = [{**row, "path": None} for row in rows_by_replay(har, tmp_path)]
+    assert [{**row, "path": None} for row in rows_by_replay(shared, tmp_path)] == known
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    shared = tmp_path / "shared.mitm"
+    done = subprocess.run(
+        command("redact", DEMO, shared), capture_output=True, text=True, preexec_fn=little_room, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"usage-ledger: cannot write {shared}: File too large\n"
+    long = tmp_path / ("x" * 300)
+    assert run("redact", DEMO, long).stderr == f"usage-ledger: cannot write {long}: File name too long\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def nothing(capture: Path) -> None:
     pass
 
@@ -158,7 +197,7 @@ def test_nothing_is_ever_replaced(tmp_path: Path) -> None:
         done = run("redact", DEMO, target)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert shared.read_text() == "mine"
-    assert "cannot make" in run("redact", DEMO, tmp_path / "none" / "shared.mitm").stderr
+    assert "cannot write" in run("redact", DEMO, tmp_path / "none" / "shared.mitm").stderr
 
 
 def test_killed_in_its_midst_it_leaves_no_file_of_that_name(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from mitmproxy import http
 from mitmproxy.io import FlowReader, tnetstring
-from usage_ledger.flows.files import CaptureError, save_flow, saved_flows
+from usage_ledger.flows import files
+from usage_ledger.flows.files import CaptureError, as_saved, saved_flows
 
 DATA = Path(__file__).parents[2] / "data"
 DEMO = DATA / "demo.mitm"
@@ -204,7 +205,22 @@ def test_a_flow_that_is_saved_is_read_again(capture: Path) -> None:
     flows = [each for each in islice(saved_flows(DEMO), 3) if isinstance(each, http.HTTPFlow)]
     with capture.open("wb") as file:
         for each in flows:
-            save_flow(each, file)
+            file.write(as_saved(each))
     assert ids(capture) == [each.id for each in flows]
     with capture.open("rb") as file:
         assert [each.get_state() for each in FlowReader(file).stream()] == [each.get_state() for each in flows]
+
+
+@pytest.mark.parametrize("before", [1, 8, 40, 63])
+def test_a_flow_that_begins_where_a_piece_of_the_file_ends_is_found(tmp_path: Path, before: int) -> None:
+    """What is searched for the next flow is read in pieces, and a beginning may lie across two."""
+    capture = tmp_path / "capture.mitm"
+    capture.write_bytes(DEMO.read_bytes() + b"\xff" * (1 + files._CHUNK - before) + DEMO.read_bytes())
+    found: list[str] = []
+
+    def read() -> None:
+        found.extend(each.id for each in saved_flows(capture))
+
+    with pytest.raises(CaptureError, match="it is damaged"):
+        read()
+    assert len(found) == 2 * 8

@@ -1,24 +1,30 @@
 """A redacted flow holds nothing of what was said, and its verdict is what it was."""
 
 import base64
+import contextlib
 import gzip
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import brotli
 import pytest
 import zstandard
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mitmproxy import certs, http
 from mitmproxy import flow as flows
-from mitmproxy import http
 from mitmproxy.io import tnetstring
 from usage_ledger.flows.files import saved_flows
 from usage_ledger.flows.inspecting import fields_of, inspect
-from usage_ledger.flows.notes import noted
+from usage_ledger.flows.notes import note, noted
 from usage_ledger.flows.redacting import RedactionError, redact
 
 from scripts.fake_console import NORMAL, START_USAGE, STOP, delta, event, start
@@ -42,6 +48,14 @@ def judged(flow: http.HTTPFlow) -> dict[str, object]:
     told = {name: value for name, value in row.items() if name not in ("api_key_hint", "session_id", "tag")}
     events = [(each["offset"], each["size"], each["kind"] in KINDS, masked(each["usage"])) for each in fields["events"]]
     return {**told, "why": without_texts(fields["why"]), "iterations": fields["iterations"], "events": events}
+
+
+def without_names(told: dict[str, object]) -> dict[str, object]:
+    return {
+        name: masked(value) if name == "usage_raw" else value
+        for name, value in told.items()
+        if name not in ("host", "path")
+    }
 
 
 def masked(usage: object) -> str:
@@ -82,6 +96,18 @@ def test_redacting_again_changes_nothing(name: str) -> None:
 # Whatever went in.
 
 
+def certificate() -> x509.Certificate:
+    """Of somebody whose name nobody else may read."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "machine.example.com")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    return builder.sign(key, hashes.SHA256())
+
+
+CERTIFICATE = certificate()
+
+
 class Secrets:
     """Words that stand for what nobody else may read, each made once and kept to be looked for."""
 
@@ -90,6 +116,11 @@ class Secrets:
 
     def __call__(self, what: str) -> str:
         self.made.append(f"{what}-Zq{len(self.made):04}Kw")
+        return self.made[-1]
+
+    def plain(self) -> str:
+        """A word as upstream's own."""
+        self.made.append(f"my_word_{len(self.made)}")
         return self.made[-1]
 
     def number(self) -> int:
@@ -141,6 +172,9 @@ def request_of(secret: Secrets) -> bytes:
             ],
             "mcp_servers": [{"type": "url", "url": secret("server"), "authorization_token": secret("token")}],
             "metadata": {"user_id": secret("user")},
+            "usage": {secret("usage"): secret.number(), "model": secret("model")},
+            "id": secret("id"),
+            "context_management": {"usage": {secret("usage"): secret.number()}},
             "stop_sequences": [secret("stop")],
             secret("unknown"): {"type": secret("type"), "id": secret.number()},
         }
@@ -167,6 +201,8 @@ def response_of(secret: Secrets) -> bytes:
             block(2, type="tool_use", id=secret("use"), name=secret("tool"), input={secret("key"): secret.number()}),
             piece(2, type="input_json_delta", partial_json='{"' + secret("half")),
             f"id: {secret('id')}\nevent: {secret('name')}\ndata: {secret('data')}\n\n".encode(),
+            f"event: {secret.plain()}\nretry: {secret.number()}\ndata: {{}}\n\n".encode(),
+            event("news", id=secret("root"), usage={"note": secret("usage")}, content={"usage": {secret("deep"): 1}}),
             f"{secret('line')}\ndata: {{}}\n\n".encode(),
             event(secret("unknown"), **{secret("field"): secret("value")}),
             delta({"output_tokens": 42}, "stop_sequence", stop_sequence=secret("stop")),
@@ -188,9 +224,20 @@ def secretive(secret: Secrets, encode: Callable[[bytes], bytes] | None = None, e
             "proxy-authorization": f"Basic {secret('basic')}",
             "x-claude-code-session-id": secret("session"),
             "x-customer": secret("customer"),
+            f"x-{secret('name')}": "1",
+            "content-type": f"multipart/form-data; boundary={secret('boundary')}",
+            "content-encoding": "identity",
         }
     )
-    request.path = f"/v1/messages?beta=true&key={secret('query')}&{secret('bare')}"
+    request.path = (
+        f"/{secret('tenant')}/%73k{secret('escaped')}/v1/messages"
+        f"?beta=true&key={secret('query')}&{secret('bare')}&{secret('parameter')}=1&{secret('base')}=="
+    )
+    request.host = f"{secret('machine')}.example.com"
+    request.authority = f"{secret('user')}@{secret('authority')}:443"
+    request.headers["host"] = f"{secret('user')}:{secret('password')}@{secret('host')}.example.com:8443"
+    request.scheme, request.http_version, request.method = secret("scheme"), secret("version"), secret("method")
+    response.http_version = secret("version")
     request.raw_content = request_of(secret)
     body = response_of(secret)
     response.headers.update({"set-cookie": secret("set"), "cf-ray": secret("ray"), "location": secret("place")})
@@ -208,6 +255,17 @@ def secretive(secret: Secrets, encode: Callable[[bytes], bytes] | None = None, e
     flow.server_conn.sockname = ("203.0.113.78", 5001)
     flow.client_conn.error = secret("error")
     flow.server_conn.via = ("http", (secret("proxy"), 1))
+    flow.server_conn.address = (f"{secret('upstream')}.example.com", 443)
+    for connection in (flow.client_conn, flow.server_conn):
+        connection.sni = f"{secret('sni')}.example.com"
+        connection.id = secret("id")
+        connection.cipher = secret("cipher")
+        connection.cipher_list = [secret("cipher")]
+        connection.alpn, connection.alpn_offers = secret("alpn").encode(), [secret("alpn").encode()]
+        connection.certificate_list = [certs.Cert(CERTIFICATE)]
+    flow.client_conn.mitmcert = certs.Cert(CERTIFICATE)
+    flow.is_replay = secret("replay")
+    note(flow, ending=noted(flow).get("ending"), captured=True, response_bytes=noted(flow).get("response_bytes"))
     flow.backup()
     return flow
 
@@ -238,7 +296,8 @@ def test_nothing_of_what_went_in_comes_out(name: str) -> None:
     content = saved(flow)
     assert [each for each in secret.made if each.encode() in content] == []
     assert not re.search(rb"203\.0\.113", content)
-    assert judged(flow) == before
+    assert b"BEGIN CERTIFICATE" not in content
+    assert without_names(judged(flow)) == without_names(before)
 
 
 def test_what_a_reader_needs_is_kept() -> None:
@@ -340,6 +399,66 @@ def texts_of(tree: object) -> Iterator[str]:
         for name, each in tree.items():
             yield name
             yield from texts_of(each)
+
+
+KEPT_HOSTS = ["api.anthropic.com", "api.anthropic.com:443", "127.0.0.1:8080", "localhost", "[::1]:80"]
+
+
+@pytest.mark.parametrize("host", [*KEPT_HOSTS, "gateway.example.com", "anthropic.com.example.com", "10.1.2.3:99"])
+def test_hosts_are_filled_but_those_that_everybody_has(host: str) -> None:
+    flow = sample()
+    flow.request.headers["host"] = host
+    redact(flow)
+    kept = flow.request.headers["host"]
+    assert (kept == host) is (host in KEPT_HOSTS)
+    assert len(kept) == len(host)
+
+
+@pytest.mark.parametrize("kind", ["api03", "oat01", "admin01", "secretword", "hunter2", ""])
+def test_of_a_key_the_kind_is_kept_where_it_is_one(kind: str) -> None:
+    flow = sample()
+    flow.request.headers["x-api-key"] = f"sk-ant-{kind}-abcdefghijklmnopqrstuvwxyz0123456789"
+    redact(flow)
+    kept = flow.request.headers["x-api-key"]
+    assert kept.startswith("sk-ant-")
+    assert (kind in kept) is (kind not in ("secretword", "hunter2"))
+
+
+def test_what_is_nested_without_end_takes_no_time_and_no_room() -> None:
+    flow = sample()
+    assert flow.response is not None
+    deep = b'{"secret":' * 200_000
+    flow.request.raw_content = deep
+    flow.response.raw_content = b"event: message_delta\ndata: " + deep + b"\n\n"
+    redact(flow)
+    for message in (flow.request, flow.response):
+        content = message.raw_content or b""
+        assert b"secret" not in content
+        assert content.count(b"{") == 200_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [start({**START_USAGE, "service_tier": {"name": "gold"}}), delta({"output_tokens": 3}), STOP],
+        [start({**START_USAGE, "speed": ["fast"]}), delta({"output_tokens": 3}), STOP],
+        [start(START_USAGE), b'data: {"us\\u0061ge": 1, "x": "error"}\n\n', delta({"output_tokens": 3}), STOP],
+        [start(START_USAGE), b'event: message_delta\ndata: {"usage": "\xff\xfe"}\n\n', STOP],
+        [start(START_USAGE), b'event: error\ndata: {"error": {"type": NaN}}\n\n'],
+        [start(START_USAGE), b'event: error\ndata: {"error": {"type": "overl\xff"}}\n\n'],
+        [start(START_USAGE).replace(b'"claude-sonnet-4-6"', b"NaN"), delta({"output_tokens": 3}), STOP],
+    ],
+)
+def test_odd_answers_keep_their_verdict_or_are_refused(body: list[bytes]) -> None:
+    flow = sample()
+    assert flow.response is not None
+    flow.response.raw_content = b"".join(body)
+    before = judged(flow)
+    with contextlib.suppress(RedactionError):
+        redact(flow)
+        after = judged(flow)
+        for name in ("usage_state", "review_reason", "total_tokens"):
+            assert after[name] == before[name]
 
 
 def test_a_key_in_a_place_that_is_kept_is_filled() -> None:

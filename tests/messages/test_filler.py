@@ -243,18 +243,9 @@ FILLED = [
     (b'{"model": "eu.claude@2[1m]/x:0"}', b'{"model": "eu.claude@2[1m]/x:0"}'),
     (rb'{"t\u0079pe": "te\u0078t", "s\u0079pe": 1}', rb'{"t\u0079pe": "te\u0078t", "xxxxxxxxx": 1}'),
     (b'{"type": "a" "b" 7, "max_tokens": 5 7}', b'{"type": "a" "x" 1, "max_tokens": 5 1}'),
-    # An id is kept where it is the message's.
-    (b'{"id": "msg_1", "content": {"id": "toolu_1"}}', b'{"id": "msg_1", "content": {"id": "xxxxxxx"}}'),
-    (b'{"message": {"id": "m"}, "error": {"id": "m"}}', b'{"message": {"id": "m"}, "error": {"id": "x"}}'),
-    (b'{"delta": {"message": {"id": "m"}}}', b'{"delta": {"message": {"id": "x"}}}'),
-    (b'{"message": [{"id": "m"}], "id": "a b"}', b'{"message": [{"id": "x"}], "id": "xxx"}'),
+    (b'{"role": "user", "content": {"role": "wizard"}}', b'{"role": "user", "content": {"role": "xxxxxx"}}'),
     # Numbers are kept under the names of settings.
     (b'{"index": 23, "status": 529, "content": [42]}', b'{"index": 23, "status": 111, "content": [11]}'),
-    # In usage stay names, numbers and literals, and of texts the labels that usage has.
-    (
-        b'{"usage": {"a b": [1, NaN, {"n": -5, "speed": "fast", "role": "r"}], "o": "many", "input": {"k": null}}}',
-        b'{"usage": {"a b": [1, NaN, {"n": -5, "speed": "fast", "role": "x"}], "o": "xxxx", "input": {"k": null}}}',
-    ),
     # Empty is not the same as filled, nor is blank.
     (b'{"content": "", "text": "  ", "system": [], "error": {}}',) * 2,
     # What is no JSON is filled as far as it goes, and is no JSON afterwards.
@@ -263,7 +254,7 @@ FILLED = [
     (b'{"text": 012, "index": 1.}', b'{"text": xxx, "index": xx}'),
     (b'{"text": "a\\qb\tc\\"d", "x": "\x00\xff"}', b'{"text": "x\\xxxxxxx", "x": "\tx"}'),
     (b'{"type": "t"]}, {"type": "t", "max_tokens": 5}', b'{"type": "t"]}, {"xxxx": "x", "xxxxxxxxxx": 1}'),
-    (b'{"usage": {"a": [5}, "b": 5, "type": "t"}}', b'{"usage": {"a": [5}, "x": 1, "xxxx": "x"}}'),
+    (b'{"content": {"type": [5}, "index": 5, "type": "t"}}', b'{"content": {"type": [1}, "xxxxx": 1, "xxxx": "x"}}'),
     (b'[{"type": "t", "text": 5}]', b'[{"xxxx": "x", "xxxx": 1}]'),
     (b'{"type": "t"}, {"type": "t"} "type"', b'{"type": "t"}, {"xxxx": "x"} "xxxx"'),
     (b"hello 'you', nul \x00\xff", b"xxxxx xxxxx, xxx xx"),
@@ -278,8 +269,49 @@ def test_how_json_is_filled(body: bytes, expected: bytes) -> None:
         assert in_a_stream == b"data: " + expected
 
 
+USAGE = b'{"a b": [1, NaN, {"n": -5, "speed": "fast", "role": "user"}], "o": "many", "input": {"k": null}}'
+KEPT = b'{"a b": [1, NaN, {"n": -5, "speed": "fast", "role": "xxxx"}], "o": "xxxx", "input": {"k": null}}'
+GONE = b'{"xxx": [1, 111, {"x": -1, "xxxxx": "xxxx", "xxxx": "xxxx"}], "x": "xxxx", "xxxxx": {"x": null}}'
+WHERE = {
+    # name: (body, as a JSON answer, as the data of an event); a request has neither usage nor an id of its own.
+    "an id": (b'{"id": "m"}', b'{"id": "m"}', b'{"id": "x"}'),
+    "an id that is not plain": (b'{"id": "a b"}', b'{"id": "xxx"}', b'{"id": "xxx"}'),
+    "a message's id": (b'{"message": {"id": "m"}}', b'{"message": {"id": "x"}}', b'{"message": {"id": "m"}}'),
+    "an error's id": (b'{"error": {"id": "m"}}', b'{"error": {"id": "x"}}', b'{"error": {"id": "x"}}'),
+    "a block's id": (b'{"content": {"id": "m"}}', b'{"content": {"id": "x"}}', b'{"content": {"id": "x"}}'),
+    "a list of ids": (b'{"message": [{"id": "m"}]}', b'{"message": [{"id": "x"}]}', b'{"message": [{"id": "x"}]}'),
+    "usage": (b'{"usage": %s}' % USAGE, b'{"usage": %s}' % KEPT, b'{"usage": %s}' % KEPT),
+    "a delta's usage": (
+        b'{"delta": {"usage": %s}}' % USAGE,
+        b'{"delta": {"usage": %s}}' % GONE,
+        b'{"delta": {"usage": %s}}' % KEPT,
+    ),
+    "a message's usage": (
+        b'{"message": {"usage": %s}}' % USAGE,
+        b'{"message": {"usage": %s}}' % GONE,
+        b'{"message": {"usage": %s}}' % KEPT,
+    ),
+    "usage within content": (
+        b'{"content": {"usage": %s}}' % USAGE,
+        b'{"content": {"usage": %s}}' % GONE,
+        b'{"content": {"usage": %s}}' % GONE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_ids_and_usage_are_kept_where_the_reader_looks(name: str) -> None:
+    """In usage stay names, numbers and literals, and of texts the labels that usage has."""
+    body, answer, data = WHERE[name]
+    assert filled(body, fill_response) == answer
+    assert filled(b"data: " + body) == b"data: " + data
+    assert b'"m"' not in filled(body, fill_request)
+    assert b"-5" not in filled(body, fill_request)
+
+
 EVENTS = [
-    (b"event: ping\ndata: {}\nid: 7\nretry: 5\n: hello\n\n", b"event: ping\ndata: {}\nid: x\nretry: 5\n:xxxxxx\n\n"),
+    (b"event: ping\ndata: {}\nid: 7\nretry: 5\n: hello\n\n", b"event: ping\ndata: {}\nid: x\nretry: 1\n:xxxxxx\n\n"),
+    (b"event: pong\nretry: 35\n\n", b"event: xxxx\nretry: 11\n\n"),
     (b"event:ping\rdata:{}\r\r", b"event:ping\rdata:{}\r\r"),
     (b"event: My event\r\nretry: soon\r\n\r\n", b"event: xxxxxxxx\r\nretry: xxxx\r\n\r\n"),
     (b"event: a\xe9\nevent: Ping\n", b"event: xx\nevent: xxxx\n"),
@@ -319,7 +351,8 @@ KEYS = [
     ("sk-ant-api03-R2Dq-x_y", "sk-ant-api03-xxxxxxxx"),
     ("sk-ant-oat01-abc", "sk-ant-oat01-xxx"),
     ("sk-ant-admin01-abc", "sk-ant-admin01-xxx"),
-    ("sk-ant-abc", "xxxxxxxxxx"),
+    ("sk-ant-secret-abc", "sk-ant-xxxxxxxxxx"),
+    ("sk-ant-abc", "sk-ant-xxx"),
     ("Bearer sk-ant-api03-abc", "x" * 23),
     ("", ""),
     ("ключ", "xxxx"),

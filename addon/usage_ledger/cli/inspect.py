@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import click
 
 from usage_ledger.cli.options import named, with_ledgers
-from usage_ledger.cli.output import for_people, for_programs, on_one_line, progress
+from usage_ledger.cli.output import Problems, for_people, for_programs, on_one_line, progress
 from usage_ledger.cli.table import terminal_width
 from usage_ledger.ledger.paths import ENVIRONMENT
 from usage_ledger.ledger.reading import Reader, open_for_reading
@@ -23,8 +23,6 @@ from usage_ledger.ledger.reading import Reader, open_for_reading
 if TYPE_CHECKING:
     from usage_ledger.flows.inspecting import Inspection
 
-
-PROBLEMS_TOLD = 5
 
 BEGINNING = 8
 """The fewest characters that --flow takes for the beginning of an id."""
@@ -73,10 +71,8 @@ def inspect(files: tuple[Path, ...], dbs: tuple[Path, ...], wanted: str | None, 
     if shown.others and wanted is None:
         click.echo(f"{shown.others:,} other flow(s) are not metered", err=True)
     if wanted is not None and not shown.flows:
-        shown.add(f"there is no metered flow {wanted!r} in {named(files)}")
-    if shown.problems:
-        more = shown.problems_in_all - len(shown.problems)
-        told = "; ".join(shown.problems) + (f"; and {more:,} more" if more else "")
+        shown.problems.add(f"there is no metered flow {wanted!r} in {named(files)}")
+    if told := shown.problems.told:
         if not shown.flows:
             raise click.ClickException(told)
         click.echo(f"usage-ledger: {on_one_line(told)}", err=True)
@@ -90,14 +86,7 @@ class _Shown:
     def __init__(self) -> None:
         self.flows = 0
         self.others = 0
-        self.problems: list[str] = []
-        self.problems_in_all = 0
-
-    def add(self, problem: str) -> None:
-        """Note what cannot be read; of many such places the first few are told."""
-        self.problems_in_all += 1
-        if len(self.problems) < PROBLEMS_TOLD:
-            self.problems.append(problem)
+        self.problems = Problems()
 
 
 def _is_there(dbs: tuple[Path, ...]) -> bool:
@@ -127,12 +116,12 @@ def _found(
                             elif wanted is None or any(each.startswith(wanted) for each in ids_of(flow)):
                                 found = inspect(flow, all_events=events)
                     except CaptureError as error:
-                        shown.add(str(error))
+                        shown.problems.add(str(error))
                     if found is not None:
                         shown.flows += 1
                         yield path, found
         except CaptureError as error:
-            shown.add(str(error))
+            shown.problems.add(str(error))
 
 
 def _write_text(
@@ -195,7 +184,7 @@ def _write_json(found: Iterator[tuple[Path, "Inspection"]], ledger: Reader | Non
         before = ",\n"
     if before != "[\n":
         out.write("\n]\n")
-    elif not shown.problems:
+    elif not shown.problems.told:
         out.write("[]\n")
 
 

@@ -55,6 +55,27 @@ def _seen(character: str) -> str:
     return "\ufffd" if unicodedata.category(character) in _UNSHOWN else character
 
 
+class Problems:
+    """What went wrong on the way, of which the first few are told in one line."""
+
+    LIMIT = 5
+
+    def __init__(self) -> None:
+        self._told: list[str] = []
+        self._more = 0
+
+    def add(self, problem: str) -> None:
+        if len(self._told) < self.LIMIT:
+            self._told.append(problem)
+        else:
+            self._more += 1
+
+    @property
+    def told(self) -> str:
+        """The line; empty where nothing went wrong."""
+        return "; ".join(self._told) + (f"; and {self._more:,} more" if self._more else "")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
     """Write a private file in UTF-8 that takes its name once it is whole; compressed where that ends in .gz."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from usage_ledger.cli.output import for_people, on_one_line, progress
+from usage_ledger.cli.output import Problems, for_people, on_one_line, progress
 
 
 @click.command()
@@ -18,28 +18,28 @@ from usage_ledger.cli.output import for_people, on_one_line, progress
 def redact(source: Path, target: Path) -> int:
     """Write a capture that can be shared: IN without its secrets, as the new file OUT.
 
-    Keys, cookies, prompts, completions, tool names and inputs, images, signatures and whatever else is not known to be
-    harmless become filler of the same length. Event structure, sizes, times, usage, model names, organization and
-    request ids stay, and so does the verdict on every flow. That is checked: where it would change, nothing is written.
-    Only metered requests are kept. Bodies that are compressed are compressed anew, so that their size may change; what
-    it was is noted.
+    Keys, cookies, prompts, completions, tool names and inputs, images, signatures, hosts and paths but Anthropic's and
+    this machine's, and whatever else is not known to be harmless become filler of the same length. Event structure,
+    sizes, times, usage, model names, organization and request ids and user agents stay, and so does the verdict on
+    every flow. That is checked: a flow whose verdict would change is left out. Only metered requests are kept. Bodies
+    that are compressed are compressed anew, so that their size may change; what it was is noted.
 
     IN is what mitmdump -w saved, or a HAR; OUT is read by inspect, mitmweb and mitmdump -nr.
 
-    Exit code 0: all of IN is in OUT; 1: a part of IN could not be read, and is not in OUT; 2: there is no OUT.
+    Exit code 0: all of IN is in OUT; 1: all but what is told; 2: there is no OUT.
 
     \b
     Examples:
       usage-ledger redact capture.mitm to-share.mitm
       usage-ledger inspect to-share.mitm
     """
-    from usage_ledger.flows.files import CaptureError, judging, save_flow, saved_flows
+    from usage_ledger.flows.files import CaptureError, as_saved, judging, saved_flows
     from usage_ledger.flows.metered import metered
     from usage_ledger.flows.redacting import RedactionError, redact
     from usage_ledger.ledger.paths import new_file
 
     kept = others = 0
-    damage = None
+    problems = Problems()
     with new_file(target) as unfinished, unfinished.open("wb") as file:
         with progress("redacting", lambda: source.stat().st_size) as advance:
             try:
@@ -49,24 +49,25 @@ def redact(source: Path, target: Path) -> int:
                             flow = metered(saved)
                             if flow is not None:
                                 redact(flow)
+                                content = as_saved(flow)
                     except CaptureError as error:
-                        if isinstance(error.__cause__, RedactionError):
-                            raise click.ClickException(f"{source}: {error.__cause__}; nothing is written") from error
-                        damage = damage or str(error)
+                        is_refused = isinstance(error.__cause__, RedactionError)
+                        problems.add(f"{source}: {error.__cause__}" if is_refused else str(error))
+                        continue
+                    if flow is None:
+                        others += 1
                     else:
-                        if flow is None:
-                            others += 1
-                        else:
-                            save_flow(flow, file)
-                            kept += 1
+                        file.write(content)
+                        kept += 1
             except CaptureError as error:
-                damage = damage or str(error)
+                problems.add(str(error))
         if not kept:
-            raise click.ClickException(damage or f"{source} has no flow of a metered request; nothing is written")
+            told = problems.told or f"{source} has no flow of a metered request"
+            raise click.ClickException(f"{told}; nothing is written")
     out = for_people()
     left = f"; {others:,} other(s), which are not metered, are left out" if others else ""
     out.write(on_one_line(f"{target}: {kept:,} flow(s){left}", out.encoding) + "\n")
-    if damage is not None:
-        click.echo(f"usage-ledger: {on_one_line(damage)}; only what could be read is in {target}", err=True)
+    if problems.told:
+        click.echo(f"usage-ledger: {on_one_line(problems.told)}; the rest is in {target}", err=True)
         return 1
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mitmproxy import flow, version
-from mitmproxy.io import FlowWriter, compat, tnetstring
+from mitmproxy.io import compat, tnetstring
 from mitmproxy.io.har import request_to_flow
 
 type Progress = Callable[[int], object]
@@ -74,9 +74,9 @@ def judging(path: Path, saved: flow.Flow) -> Iterator[None]:
         raise CaptureError(f"{path}: flow {saved.id} is damaged ({error!r})") from error
 
 
-def save_flow(saved: flow.Flow, file: BinaryIO) -> None:
-    """Write a flow behind those that are in a file, as mitmproxy does."""
-    FlowWriter(file).add(saved)
+def as_saved(saved: flow.Flow) -> bytes:
+    """Return a flow as mitmproxy writes it into a file, one behind the other."""
+    return tnetstring.dumps(saved.get_state())
 
 
 def _flows_of_file(path: Path, file: BinaryIO, progress: Progress) -> Iterator[flow.Flow]:

@@ -1,8 +1,9 @@
 """Redacting: a captured flow that can be shown to others.
 
 Room: flows. Imports mitmproxy, the messages room and its neighbours. Promises, by an allowlist: what is kept of a flow
-is the structure of its events, sizes, times, usage, the names of models and the headers of `_KEPT`; all else becomes
-filler of the same length, or goes. And that its verdict stays what it was, which is found out by judging it again.
+is the structure of its events, sizes, times, usage, the names of models, the headers of `_KEPT` and Anthropic's own
+hosts and paths; all else becomes filler of the same length, or goes. And that its verdict stays what it was, which is
+found out by judging it again.
 """
 
 import re
@@ -16,24 +17,42 @@ from mitmproxy import flow, http
 from mitmproxy.net.http import status_codes
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from usage_ledger.flows.identity import without_keys
-from usage_ledger.flows.notes import noted, replace_notes
+from usage_ledger.flows.metered import metered
+from usage_ledger.flows.notes import is_noted, note, noted, replace_notes
 from usage_ledger.flows.replay import ANY_ENCODING, Judged, client_left, is_from_har, judge
-from usage_ledger.messages import COUNT_NAMES
+from usage_ledger.messages import COUNT_NAMES, Ending
 from usage_ledger.messages.decoding import DecodingError, decoder_for
-from usage_ledger.messages.filler import fill_key, fill_request, fill_response
+from usage_ledger.messages.filler import fill_key, fill_request, fill_response, fill_text
 
 _KEPT = re.compile(
     r"accept|accept-encoding|anthropic-(?:beta|version|organization-id|workspace-id|ratelimit-[a-z0-9-]+)|cache-control"
-    r"|connection|content-encoding|content-length|content-type|date|host|request-id|retry-after(?:-ms)?|server"
-    r"|transfer-encoding|user-agent|x-app|x-should-retry|x-stainless-[a-z-]+|x-usage-ledger"
+    r"|connection|content-length|date|request-id|retry-after(?:-ms)?|transfer-encoding|user-agent|x-app|x-should-retry"
+    r"|x-stainless-[a-z-]+|x-usage-ledger"
 )
-"""The headers that matter for usage, or for how a body is read. Of credentials the kind is kept."""
+"""The headers that matter for usage, or for how a body is read, and are kept as they are."""
+
+_KNOWN = re.compile(
+    r"authorization|cf-ray|content-encoding|content-type|cookie|forwarded|host|location|origin|proxy-authorization"
+    r"|referer|server|set-cookie|via|x-api-key|x-claude-code-session-id|x-forwarded-(?:for|host|proto)|x-request-id"
+)
+"""Headers of which the name is kept."""
+
+_WORD = re.compile(r"[^, ]+")
+_ENCODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "identity"})
+_CONTENT_TYPE = re.compile(
+    r"(?:text/(?:event-stream|html|plain)|application/json)(?:; ?charset=(?:utf-8|us-ascii|iso-8859-1))?", re.IGNORECASE
+)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+_VERSIONS = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2.0", "HTTP/3"})
+_HOSTS = re.compile(r"(?:[a-z0-9-]+\.)?(?:anthropic|claude)\.com|localhost|127\.0\.0\.1|\[?::1\]?")
+_PORT = re.compile(r":[0-9]{1,5}\Z")
+_SEGMENT = re.compile(r"|v[0-9]+|anthropic|api|messages|batches|complete|count_tokens|model|models|invoke")
+"""The parts of a path that are kept."""
 
 _CREDENTIALS = ("x-api-key", "authorization")
-_A_KEY = re.compile(rb"sk-ant-[A-Za-z0-9_-]+")
-_SAFE_QUERY = re.compile(r"(?:true|false)?")
-_KEPT_NOTES = ("ending", "captured", "answered_by_proxy", "response_bytes")
+_A_KEY = re.compile(r"sk-ant-[A-Za-z0-9_-]+")
+_SAFE_QUERY = frozenset({"beta=true", "beta=false", ""})
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOWHERE = "192.0.2.1"  # an address of nobody's (RFC 5737)
 _GZIP, _ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 _JUNK = b"\xff"
@@ -46,13 +65,15 @@ class RedactionError(Exception):
 
 def redact(http_flow: http.HTTPFlow) -> None:
     """Redact a flow in place; raise `RedactionError` where that would change its verdict."""
-    before = _judged(http_flow)
+    before, was_metered = _judged(http_flow), metered(http_flow) is not None
     from_har = is_from_har(http_flow)
     _redact_bodies(http_flow, from_har)
     _redact_heads(http_flow)
     _redact_surroundings(http_flow, from_har)
     after = _judged(http_flow)
-    differ = list(_differences(before, after))
+    differ = list(_differences(before, after, from_har))
+    if was_metered and metered(http_flow) is None:
+        differ.append("whether it is metered")
     if differ:
         raise RedactionError(f"flow {http_flow.id} cannot be redacted so that its verdict stays: {', '.join(differ)}")
 
@@ -73,7 +94,7 @@ def _redact_bodies(http_flow: http.HTTPFlow, from_har: bool) -> None:
         size = len(response.raw_content)
         encoding = response.headers.get("content-encoding", "") or (ANY_ENCODING if from_har else "")
         _replace(response, _redacted(response.raw_content, encoding, fill_response, sniffs=True))
-        if len(response.raw_content) != size and "response_bytes" not in noted(http_flow):
+        if len(response.raw_content) != size and type(noted(http_flow).get("response_bytes")) is not int:
             replace_notes(http_flow, {**noted(http_flow), "response_bytes": size})
 
 
@@ -128,47 +149,74 @@ def _encoded(data: bytes, name: str, complete: bool) -> bytes:
 def _redact_heads(http_flow: http.HTTPFlow) -> None:
     request, response = http_flow.request, http_flow.response
     path, mark, query = request.path.partition("?")
-    request.path = without_keys(path) + mark + "&".join(map(_redacted_parameter, query.split("&")))
+    segments = (each if _SEGMENT.fullmatch(each) else fill_text(each) for each in path.split("/"))
+    request.path = "/".join(segments) + mark + "&".join(map(_redacted_parameter, query.split("&")))
+    request.data.host = _redacted_host(request.host)  # as it is, without changing the Host header
+    request.authority = _redacted_host(request.authority)
+    request.scheme = request.scheme if request.scheme in ("http", "https") else fill_text(request.scheme)
+    request.method = request.method if request.method in _METHODS else fill_text(request.method)
     request.headers = _redacted_headers(request.headers)
     request.trailers = request.trailers and _redacted_headers(request.trailers)
     if response is not None:
         response.headers = _redacted_headers(response.headers)
         response.trailers = response.trailers and _redacted_headers(response.trailers)
         response.reason = status_codes.RESPONSES.get(response.status_code, "")
+    for message in filter(None, (request, response)):
+        message.http_version = message.http_version if message.http_version in _VERSIONS else "HTTP/1.1"
 
 
 def _redacted_parameter(parameter: str) -> str:
+    if parameter in _SAFE_QUERY:
+        return parameter
     name, equals, value = parameter.partition("=")
-    if not equals:
-        return "x" * len(name)
-    return f"{name}={value if _SAFE_QUERY.fullmatch(value) else 'x' * len(value)}"
+    return fill_text(name) + equals + fill_text(value)
+
+
+def _redacted_host(host: str) -> str:
+    """Fill the name of a host, which may come with a port; Anthropic's and this machine's own are kept."""
+    port = _PORT.search(host)
+    name, rest = (host, "") if port is None else (host[: port.start()], port[0])
+    return (name if _HOSTS.fullmatch(name) else re.sub(r"[^.]", "x", name)) + rest
 
 
 def _redacted_headers(headers: http.Headers) -> http.Headers:
-    return http.Headers([(name, _redacted_header(name, value)) for name, value in headers.fields])
+    fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers.fields]
+    return http.Headers([_redacted_header(*field) for field in fields])
 
 
-def _redacted_header(raw_name: bytes, raw_value: bytes) -> bytes:
-    name = raw_name.decode("latin-1").lower()
-    if _KEPT.fullmatch(name):
-        return _A_KEY.sub(lambda found: b"x" * len(found[0]), raw_value)
-    if name in _CREDENTIALS:
-        value = raw_value.decode("latin-1")
+def _redacted_header(name: str, value: str) -> tuple[bytes, bytes]:
+    known = name.lower()
+    if _KEPT.fullmatch(known):
+        value = _A_KEY.sub(lambda found: fill_text(found[0]), value)
+    elif not _KNOWN.fullmatch(known):
+        name, value = fill_text(name), fill_text(value)
+    elif known in _CREDENTIALS:
         scheme, space, token = value.partition(" ")
-        if space and scheme.lower() in ("bearer", "basic"):
-            return f"{scheme} {fill_key(token)}".encode("latin-1")
-        return fill_key(value).encode("latin-1")
-    return b"x" * len(raw_value)
+        has_scheme = bool(space) and scheme.lower() in ("bearer", "basic")
+        value = f"{scheme} {fill_key(token)}" if has_scheme else fill_key(value)
+    elif known == "host":
+        value = _redacted_host(value)
+    elif known == "content-encoding":
+        value = _WORD.sub(lambda found: found[0] if found[0].lower() in _ENCODINGS else fill_text(found[0]), value)
+    elif known == "content-type":
+        told = _CONTENT_TYPE.match(value)
+        kept = told[0] if told else ""
+        value = kept + fill_text(value[len(kept) :])
+    else:
+        value = fill_text(value)
+    return name.encode("latin-1"), value.encode("latin-1")
 
 
 # What mitmproxy keeps beside them.
 
 
 def _redact_surroundings(http_flow: http.HTTPFlow, from_har: bool) -> None:
-    notes = {name: value for name, value in noted(http_flow).items() if name in _KEPT_NOTES}
-    tag = noted(http_flow).get("tag")
+    notes = _redacted_notes(noted(http_flow))
+    was_noted = is_noted(http_flow)
     http_flow.metadata.clear()
-    replace_notes(http_flow, {**notes, "tag": "x" * len(tag)} if isinstance(tag, str) else notes)
+    if was_noted:
+        note(http_flow, **notes)
+    http_flow.is_replay = http_flow.is_replay if http_flow.is_replay in ("request", "response") else None
     http_flow.comment = http_flow.marked = ""
     http_flow.websocket = None
     http_flow._backup = None  # the flow as it was before somebody edited it
@@ -178,24 +226,47 @@ def _redact_surroundings(http_flow: http.HTTPFlow, from_har: bool) -> None:
     client.proxy_mode = ProxyMode.parse("regular")
     client.mitmcert = None
     server.via = None
+    if server.address is not None:
+        server.address = (_redacted_host(str(server.address[0])), server.address[1])
     for connection in (client, server):
         connection.certificate_list = []
-        connection.error = None
+        connection.cipher_list, connection.alpn_offers = [], []
+        connection.cipher = connection.alpn = connection.tls_version = connection.error = None
+        connection.sni = connection.sni and _redacted_host(connection.sni)
+        connection.id = connection.id if _UUID.fullmatch(connection.id) else ""
         if connection.peername is not None and not from_har:
             connection.peername = (_NOWHERE, connection.peername[1])
         if connection.sockname is not None:
             connection.sockname = (_NOWHERE, connection.sockname[1])
 
 
+def _redacted_notes(facts: dict[str, Any]) -> dict[str, Any]:
+    """Keep those notes that a replay goes by, where they are what they can be."""
+    kept: dict[str, Any] = {}
+    if facts.get("ending") in Ending.__members__:
+        kept["ending"] = facts["ending"]
+    if isinstance(facts.get("captured"), bool):
+        kept["captured"] = facts["captured"]
+    if facts.get("answered_by_proxy"):
+        kept["answered_by_proxy"] = True
+    if type(facts.get("response_bytes")) is int:
+        kept["response_bytes"] = facts["response_bytes"]
+    if isinstance(facts.get("tag"), str):
+        kept["tag"] = fill_text(facts["tag"])
+    return kept
+
+
 # Whether the verdict stays.
 
 
-def _differences(before: Judged | None, after: Judged | None) -> Iterator[str]:
+def _differences(before: Judged | None, after: Judged | None, from_har: bool) -> Iterator[str]:
     if before is None or after is None:
         if before is not after:
             yield "whether it leaves a row"
         return
     told, now = _facts_of(before), _facts_of(after)
+    if from_har:
+        del told["row"]  # which is made of host and path, where upstream has not named the request
     for name, value in told.items():
         if not _is_same(value, now[name]):
             yield f"{name} {value} became {now[name]}"

@@ -83,10 +83,22 @@ def refuse_name_of_sqlite(path: Path) -> None:
 def new_file(path: Path) -> Iterator[Path]:
     """Give the path of a new private file that takes its name, synced, once it is whole.
 
-    Raises FileExistsError where there is a file of that name, also at the end: nothing is ever replaced.
+    Raises FileExistsError where there is a file of that name, also at the end: nothing is ever replaced. Of any other
+    OSError, also of the caller's, the text says which file could not be written.
     """
     path = path.absolute()
     refuse_name_of_sqlite(path)
+    try:
+        with _new_file(path) as unfinished:
+            yield unfinished
+    except OSError as error:
+        if error.errno is None or isinstance(error, FileExistsError):
+            raise
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
         if not _is_running(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)  # of one that was killed
@@ -94,10 +106,7 @@ def new_file(path: Path) -> Iterator[Path]:
         raise FileExistsError(f"{path} is there already; name another file")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     unfinished.unlink(missing_ok=True)
-    try:
-        os.close(make_private_file(unfinished, os.O_RDWR))
-    except OSError as error:
-        raise OSError(f"cannot make {path}: {error.strerror}") from error
+    os.close(make_private_file(unfinished, os.O_RDWR))
     try:
         yield unfinished
         _sync(unfinished)

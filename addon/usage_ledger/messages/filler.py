@@ -3,12 +3,13 @@
 Room: messages. Imports the standard library, `msgspec` and its neighbours in this room. Promises, for any bytes: as
 many bytes as were given, line breaks where they were, linear time, no recursion, never an exception. What is not known
 to be safe is filled, so a field that the API adds one day is filled until it is listed here. Kept are the framing of
-events, the structure of JSON, the names of the API's own fields, usage, and short plain labels as a model or a stop
-reason: all that `MessageReader` judges by. It gives the same verdict on what was filled, as long as upstream's labels
-and ids are plain.
+events, the structure of JSON, the names of the API's own fields, short plain labels as a model or a stop reason, and of
+answers the message's id and its usage where the reader looks for them: all that `MessageReader` judges by. It gives the
+same verdict on what was filled, as long as upstream's labels and ids are plain.
 
 JSON is not decoded but scanned, token by token, because the bodies worth showing are the broken ones. Each value
-stands in a zone (`_Zone`) that the names above it decide. Where brackets do not match, all that follows is opaque.
+stands in a zone (`_Zone`) that the names above it decide. Where brackets do not match, or are nested deeper than any
+reader goes, all that follows is opaque.
 Of an event or answer that cannot be decoded, or is too long to be, the words that the reader searches for (`error`,
 `message_`, `"usage"`) are left also where they stand in a text, because nothing else decides its verdict.
 """
@@ -26,8 +27,10 @@ from usage_ledger.messages.sse import EVENT_LIMIT
 class _Zone(enum.Enum):
     """Where a value stands, and so what of it is kept."""
 
-    ROOT = enum.auto()  # the body itself: as PLAIN, and the message's id is kept
-    MESSAGE = enum.auto()  # the `message` of a `message_start`: the same
+    ANSWER = enum.auto()  # a JSON answer: as PLAIN, and the message's id and usage are kept
+    EVENT = enum.auto()  # an event's data: as PLAIN, and usage is kept, also that of its `delta`
+    MESSAGE = enum.auto()  # the `message` of an event: as ANSWER
+    DELTA = enum.auto()  # the `delta` of an event: as PLAIN, and usage is kept
     PLAIN = enum.auto()  # known names, literals, the numbers and labels listed
     USAGE = enum.auto()  # every name, number and literal, and the labels listed
     OPAQUE = enum.auto()  # nothing but structure
@@ -82,16 +85,21 @@ _LITERALS = frozenset({b"true", b"false", b"null"})
 _LABEL = re.compile(r"(?!.*sk-ant-)[a-z0-9][a-z0-9_./+-]{0,63}")
 _MODEL = re.compile(r"(?!.*sk-ant-)[A-Za-z0-9][A-Za-z0-9_.:@/\[\]-]{0,127}")
 _ID = re.compile(r"(?!.*sk-ant-)[A-Za-z0-9_.:-]{1,128}")
+_ROLES = frozenset({"user", "assistant", "system"})
+_DEEPEST = 10_000
+"""Levels of JSON beyond which no reader here goes (Python's own limit is below that)."""
+
 _LINE = re.compile(
     rb"(?:(data|event|id|retry)(?::\x20?+|(?=[\r\n]|\Z))|(:))?+"  # a field, or a comment
     rb"([^\r\n]*+)(?:\r\n?+|\n|\Z)"
 )
-_EVENT_NAME = re.compile(rb"[a-z][a-z0-9_]{0,63}")
-_KEY_KIND = re.compile(r"sk-ant-[a-z]+[0-9]*-")
+_KEY_KIND = re.compile(r"sk-ant-(?:(?:api|oat|admin|ort|sid)[0-9]{0,3}-)?")
 
 _BOM = b"\xef\xbb\xbf"
 
 _FILL = bytes(byte if byte in b"\r\n" else ord("x") for byte in range(256))
+_STRUCTURE = b'{}[],:" \t\r\n'
+_FILL_DEEP = bytes(byte if byte in _STRUCTURE else ord("x") for byte in range(256))
 _FILL_NUMBER = bytes(byte if byte in b"+-.eE" else ord("1") for byte in range(256))
 
 _anything = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -99,14 +107,14 @@ _anything = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 def fill_request(body: bytes) -> bytes:
     """Fill a request body of the Messages API, decoded from its content encoding."""
-    return _fill_json(body, frozenset())
+    return _fill_json(body, _Zone.PLAIN, frozenset())
 
 
 def fill_response(body: bytes) -> bytes:
     """Fill a response body, decoded from its content encoding: a JSON answer, an event stream or anything else."""
     if not body.startswith(b"{", _end_of(_BEFORE, body)):
         return _fill_events(body)
-    out = bytearray(_fill_json(body, _READ))
+    out = bytearray(_fill_json(body, _Zone.ANSWER, _READ))
     if not _is_readable(body):
         _put_markers_back(body, out, 0, len(body))
     return bytes(out)
@@ -142,7 +150,9 @@ def _fill_events(body: bytes) -> bytes:
             continue
         if field == b"event" and end - begin <= EVENT_LIMIT:  # the reader sees no name behind the limit
             name = value
-        if not (field == b"event" and _EVENT_NAME.fullmatch(value)) and not (field == b"retry" and value.isdigit()):
+        if field == b"retry" and value.isdigit():
+            out[start:end] = value.translate(_FILL_NUMBER)
+        elif field != b"event" or value not in _READ:
             out[start:end] = value.translate(_FILL)
     return bytes(out)
 
@@ -150,7 +160,7 @@ def _fill_events(body: bytes) -> bytes:
 def _fill_event(body: bytes, out: bytearray, span: tuple[int, int], name: bytes, lines: list[tuple[int, int]]) -> None:
     """Fill the data of one event, which is one text in however many lines."""
     data = b"\n".join([body[start:end] for start, end in lines])
-    filled, at = _fill_json(data, _READ), 0
+    filled, at = _fill_json(data, _Zone.EVENT, _READ), 0
     for start, end in lines:
         out[start:end] = filled[at : at + end - start]
         at += end - start + 1
@@ -169,7 +179,7 @@ def _put_markers_back(body: bytes, out: bytearray, begin: int, end: int) -> None
         out[marker.start() : marker.end()] = marker.group()
 
 
-def _fill_json(body: bytes, words: frozenset[bytes]) -> bytes:
+def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes]) -> bytes:
     """Fill JSON as far as it goes, and what is none. `words` are kept wherever they are a token of their own."""
     out = bytearray(body)
     stack: list[tuple[_Zone, bool]] = []
@@ -177,7 +187,7 @@ def _fill_json(body: bytes, words: frozenset[bytes]) -> bytes:
     zone, is_object, unnamed = _Zone.OPAQUE, False, False
     # The value that comes next: the name it stands under ("" in a list), and its zone.
     at = _end_of(_BEFORE, body)
-    name, inner = "", _Zone.ROOT if body.startswith(b"{", at) else _Zone.OPAQUE
+    name, inner = "", root if body.startswith(b"{", at) else _Zone.OPAQUE
     for token in _TOKEN.finditer(body, at):
         text, mark, bare = token.groups()
         if mark == b":":
@@ -186,6 +196,8 @@ def _fill_json(body: bytes, words: frozenset[bytes]) -> bytes:
             unnamed, name, inner = is_object, "", _Zone.OPAQUE if is_object else zone
         elif mark == b"{" or mark == b"[":
             stack.append((zone, is_object))
+            if len(stack) > _DEEPEST:
+                return bytes(out[: token.start()]) + body[token.start() :].translate(_FILL_DEEP)
             is_object = unnamed = mark == b"{"
             zone = inner if is_object or inner in (_Zone.USAGE, _Zone.OPAQUE) else _Zone.PLAIN
             name, inner = "", _Zone.OPAQUE if is_object else zone
@@ -219,8 +231,10 @@ def _zone_of(name: str, zone: _Zone) -> _Zone:
     if name not in _NAMES or name in _OPAQUE:
         return _Zone.OPAQUE
     if name == "usage":
-        return _Zone.USAGE
-    return _Zone.MESSAGE if name == "message" and zone is _Zone.ROOT else _Zone.PLAIN
+        return _Zone.OPAQUE if zone is _Zone.PLAIN else _Zone.USAGE
+    if zone is _Zone.EVENT and name in ("message", "delta"):
+        return _Zone.MESSAGE if name == "message" else _Zone.DELTA
+    return _Zone.PLAIN
 
 
 def _is_label(name: str, text: str, inner: _Zone, zone: _Zone) -> bool:
@@ -230,8 +244,10 @@ def _is_label(name: str, text: str, inner: _Zone, zone: _Zone) -> bool:
     if name == "model":
         return _MODEL.fullmatch(text) is not None
     if name == "id":
-        return zone in (_Zone.ROOT, _Zone.MESSAGE) and _ID.fullmatch(text) is not None
-    return name in (_USAGE_LABELS if inner is _Zone.USAGE else _LABELS) and _LABEL.fullmatch(text) is not None
+        return zone in (_Zone.ANSWER, _Zone.MESSAGE) and _ID.fullmatch(text) is not None
+    if name not in (_USAGE_LABELS if inner is _Zone.USAGE else _LABELS):
+        return False
+    return text in _ROLES if name == "role" else _LABEL.fullmatch(text) is not None
 
 
 def _filled(text: bytes) -> bytes:
