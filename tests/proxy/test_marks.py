@@ -8,10 +8,12 @@ import pytest
 from mitmproxy import http
 from mitmproxy.io import FlowReader
 from mitmproxy.test import tflow
+from usage_ledger.flows.notes import note
 from usage_ledger.messages import Ending, MessageReader, Verdict
-from usage_ledger.proxy.marks import MARK, mark
+from usage_ledger.proxy.marks import MARK, mark, unmark
 
-from scripts.real_proxy import Proxy, replay
+from scripts.fake_console import NORMAL, FakeConsole, streaming
+from scripts.real_proxy import Proxy, replay, settled_rows
 
 
 def verdict_on(body: bytes, ending: Ending = Ending.FINISHED) -> Verdict:
@@ -54,10 +56,56 @@ def test_marks_and_comments_of_others_stay(flow: http.HTTPFlow) -> None:
     assert (flow.marked, flow.comment) == (":grapes:", "look at this")
 
 
+@pytest.mark.parametrize(
+    "others", ["look", "blanks stay  ", "two\nlines\n", "usage ledger: mine", "usage ledger: flagged by me, see above"]
+)
+def test_what_others_said_before_stays_to_the_letter(flow: http.HTTPFlow, others: str) -> None:
+    flow.comment = others
+    mark(flow, FINE, 2.0)
+    assert flow.comment == others
+    mark(flow, FLAGGED, 2.0)
+    assert flow.comment in (others + WHY, f"{others} {WHY}")
+    mark(flow, FINE, 2.0)
+    assert flow.comment == others
+
+
+def test_what_others_said_around_it_later_stays_to_the_letter(flow: http.HTTPFlow) -> None:
+    mark(flow, FLAGGED, 2.0)
+    flow.comment = f"I asked: {flow.comment} - it was the laptop's lid. "
+    mark(flow, FLAGGED, 3.0)
+    assert flow.comment == f"I asked: {WHY.replace('2.0', '3.0')} - it was the laptop's lid. "
+    mark(flow, FINE, 2.0)
+    assert flow.comment == "I asked:  - it was the laptop's lid. "
+
+
+def test_a_sentence_that_somebody_has_edited_is_theirs(flow: http.HTTPFlow) -> None:
+    mark(flow, FLAGGED, 2.0)
+    flow.comment = edited = flow.comment.replace("the client", "my client")
+    mark(flow, FINE, 2.0)
+    assert flow.comment == edited
+
+
 def test_a_mark_like_ours_that_somebody_else_has_set_stays(flow: http.HTTPFlow) -> None:
     flow.marked = MARK
     mark(flow, FINE, 2.0)
     assert flow.marked == MARK
+    mark(flow, FLAGGED, 2.0)
+    mark(flow, FINE, 2.0)
+    assert (flow.marked, flow.comment) == (MARK, "")
+
+
+def test_notes_that_are_damaged_take_nothing_away(flow: http.HTTPFlow) -> None:
+    flow.marked, flow.comment = MARK, "look at this"
+    note(flow, said=["look"], marked="yes", over_limit="no")
+    mark(flow, FINE, 2.0)
+    assert (flow.marked, flow.comment) == (MARK, "look at this")
+
+
+def test_a_flow_that_goes_upstream_once_more_is_as_others_left_it(flow: http.HTTPFlow) -> None:
+    flow.comment = "look at this"
+    mark(flow, FLAGGED, 2.0)
+    unmark(flow)
+    assert (flow.marked, flow.comment) == ("", "look at this")
 
 
 def test_what_is_said_again_is_said_once(flow: http.HTTPFlow) -> None:
@@ -68,11 +116,13 @@ def test_what_is_said_again_is_said_once(flow: http.HTTPFlow) -> None:
     assert (flow.marked, flow.comment) == ("", "")
 
 
-def test_a_remark_is_made_whether_or_not_a_flow_is_flagged(flow: http.HTTPFlow) -> None:
-    mark(flow, FINE, 2.0, "the body was not kept")
-    assert (flow.marked, flow.comment) == ("", "usage ledger: the body was not kept")
-    mark(flow, FLAGGED, 2.0, "the body was not kept")
-    assert flow.comment == f"{WHY}; the body was not kept"
+def test_that_a_body_was_not_kept_is_told_whether_or_not_a_flow_is_flagged(flow: http.HTTPFlow) -> None:
+    note(flow, over_limit=True)
+    mark(flow, FINE, 2.0)
+    not_kept = "the body was longer than usage_capture_limit and was not kept"
+    assert (flow.marked, flow.comment) == ("", f"usage ledger: {not_kept}")
+    mark(flow, FLAGGED, 2.0)
+    assert flow.comment == f"{WHY}; {not_kept}"
 
 
 def test_captures_have_marks_and_comments_live_and_replayed(
@@ -87,3 +137,18 @@ def test_captures_have_marks_and_comments_live_and_replayed(
     assert saved(capture) == [("", ""), (MARK, told)]
     replay(capture, tmp_path / "other.db", "-w", str(again))
     assert saved(again) == saved(capture)
+
+
+def test_what_was_said_of_a_request_does_not_stick_to_its_client_replay(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    first, second = tmp_path / "first.mitm", tmp_path / "second.mitm"
+    proxy = start_proxy("-w", str(first))
+    ask(proxy, "without_usage")
+    proxy.stop()
+    console.scenarios["without_usage"] = streaming(NORMAL)
+    again = start_proxy("--client-replay", str(first), "-w", str(second))
+    settled_rows(again.ledger, 2)
+    again.stop()
+    assert [each for each, _ in saved(first)] == [MARK]
+    assert saved(second) == [("", "")]

@@ -16,7 +16,7 @@ from usage_ledger.flows.notes import REFUSED_HEADER, forget, note
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.writer import Writer
 from usage_ledger.messages import Ending, MessageReader, Verdict, read_request
-from usage_ledger.proxy.marks import mark
+from usage_ledger.proxy.marks import mark, unmark
 from usage_ledger.proxy.options import Settings
 from usage_ledger.proxy.tap import RequestTap, ResponseTap
 
@@ -48,7 +48,8 @@ class Exchange:
         self._request_tap: RequestTap | None = None
         self._tap: ResponseTap | None = None
         self._progress: asyncio.TimerHandle | None = None
-        forget(http_flow)  # a client replay brings what was noted of the first request
+        unmark(http_flow)  # a client replay brings what was said and noted of the first request
+        forget(http_flow)
         tag = http_flow.request.headers.get(settings.tag_header) if settings.tag_header else None
         if tag is not None:
             del http_flow.request.headers[settings.tag_header]
@@ -187,8 +188,10 @@ class Exchange:
         elif response is not None and response.raw_content is not None:
             entry.record.response_bytes = len(response.raw_content)
         self._put_bodies_back(tap)
-        mark(self.flow, verdict, ended_at - self.flow.request.timestamp_start, _remark(tap))
         note(self.flow, ending=ending.name, captured=tap is None or tap.is_kept)
+        if tap is not None and tap.over_limit:
+            note(self.flow, over_limit=True)
+        mark(self.flow, verdict, ended_at - self.flow.request.timestamp_start)
         return entry
 
     def _verdict(self, ending: Ending, tap: ResponseTap | None) -> Verdict:
@@ -240,8 +243,3 @@ class Exchange:
             return True
         # Killed by a script behind this one, in the same hook; a request that is killed later has been sent.
         return message == flow.Error.KILLED_MESSAGE and error is not None and error.timestamp <= self._left_at
-
-
-def _remark(tap: ResponseTap | None) -> str:
-    over_limit = tap is not None and tap.over_limit
-    return "the body was longer than usage_capture_limit and was not kept" if over_limit else ""
