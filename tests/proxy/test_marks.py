@@ -152,3 +152,28 @@ def test_what_was_said_of_a_request_does_not_stick_to_its_client_replay(
     again.stop()
     assert [each for each, _ in saved(first)] == [MARK]
     assert saved(second) == [("", "")]
+
+
+@pytest.mark.parametrize("kept", ["usage_capture_limit=1k", "usage_capture=never"])
+def test_a_flow_whose_body_was_not_captured_says_what_its_row_says(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response], kept: str
+) -> None:
+    """With the ledger it was metered into, replaying it changes neither mark nor comment."""
+    capture, again, anew = (tmp_path / f"{name}.mitm" for name in ("capture", "again", "anew"))
+    proxy = start_proxy("-w", str(capture), "--set", kept)
+    for scenario in ("normal", "without_usage", "iterations"):
+        ask(proxy, scenario)
+    proxy.stop()
+    live = saved(capture)
+    assert [each for each, _ in live] == ["", MARK, ""]
+    log = replay(capture, proxy.ledger, "-w", str(again))
+    assert saved(again) == live
+    assert "3 flows replayed: 2 complete, 1 missing; 1 flagged" in log
+    assert "body_not_captured" not in log
+    replay(capture, tmp_path / "new.db", "-w", str(anew))
+    assert [each for each, _ in saved(anew)] == [MARK] * 3
+    told = "flagged body_not_captured: the capture does not hold the body"
+    remark = "; the body was longer than usage_capture_limit and was not kept" if kept.endswith("1k") else ""
+    assert [each for _, each in saved(anew)] == [f"usage ledger: {told}{remark}"] * 3
+    replay(anew, proxy.ledger, "-w", str(again))
+    assert saved(again) == live

@@ -1,18 +1,21 @@
 """Replay: rows from flows that were captured before (`mitmdump -nr`), which are billed no more.
 
-Room: flows. Imports mitmproxy, the messages room and the ledger's record. Promises that a replayed flow finds the row
-it had when it was live, and says of its response what the live proxy said, as far as the capture tells it.
+Room: flows. Imports mitmproxy, the messages room, the ledger's record and what it finds. Promises that a replayed flow
+finds the row it had when it was live, and says of its response what the live proxy said, as far as the capture tells.
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import NamedTuple
 
+import msgspec
 from mitmproxy import flow, http
 
 from usage_ledger.flows import rows
 from usage_ledger.flows.notes import REFUSED_HEADER, noted
+from usage_ledger.ledger.finding import Row
 from usage_ledger.ledger.record import Entry
-from usage_ledger.messages import Ending, MessageReader, Verdict, body_not_captured, read_request
+from usage_ledger.messages import Ending, MessageReader, Reason, State, Verdict, body_not_captured, read_request
 
 ANY_ENCODING = "br"
 """Stands for an encoding that is not told: what is neither text nor known by its beginning is tried as each."""
@@ -66,6 +69,21 @@ def judge(
     else:
         entry.alias = rows.lasting_id(record)
     return Judged(entry, ending, verdict, captured)
+
+
+def as_stored(judged: Judged, row: Row) -> Judged:
+    """Return what the row of a flow says, whose body the capture does not hold."""
+    columns = row.columns
+    try:
+        reason = Reason(columns["review_reason"]) if columns["requires_manual_review"] else None
+        verdict = Verdict(State(columns["usage_state"]), reason, metadata=row.metadata)
+    except ValueError:  # a row of a version to come, or of another program
+        return judged
+    record = copy(judged.entry.record)
+    record.id = row.id
+    for name, value in columns.items():
+        setattr(record, name, value)
+    return judged._replace(entry=msgspec.structs.replace(judged.entry, record=record), verdict=verdict)
 
 
 def _verdict(

@@ -24,11 +24,16 @@ _MARKS = {"_manually_updated": "corrected", "_accepted": "accepted"}
 
 
 class Row(NamedTuple):
-    """A row, in the columns that are compared. `mark`: `corrected` or `accepted` by a person, else None."""
+    """A row, in the columns that are compared, and its metadata."""
 
     id: str
     columns: dict[str, Any]
-    mark: str | None
+    metadata: dict[str, Any]
+
+    @property
+    def mark(self) -> str | None:
+        """What a person has done with it: `corrected`, `accepted`, or None."""
+        return next((said for flag, said in _MARKS.items() if self.metadata.get(flag)), None)
 
 
 def row_of(ledger: Reader, entry: Entry) -> Row | None:
@@ -38,7 +43,7 @@ def row_of(ledger: Reader, entry: Entry) -> Row | None:
     if row_id is None or not found:
         return None
     metadata, *values = found[0]
-    return Row(row_id, dict(zip(COMPARED, values, strict=True)), _mark(metadata))
+    return Row(row_id, dict(zip(COMPARED, values, strict=True)), _flags(metadata))
 
 
 def differences(row: Row, entry: Entry) -> dict[str, tuple[Any, Any]]:
@@ -58,9 +63,9 @@ def _id_of(ledger: Reader, entry: Entry) -> str | None:
     return None
 
 
-def _mark(metadata: Any) -> str | None:
+def _flags(metadata: Any) -> dict[str, Any]:
     try:
         flags = json.loads(metadata)
     except (ValueError, TypeError, RecursionError):
-        return None
-    return next((said for flag, said in _MARKS.items() if isinstance(flags, dict) and flags.get(flag)), None)
+        return {}
+    return flags if isinstance(flags, dict) else {}

@@ -28,7 +28,7 @@ from usage_ledger.prices import pricer
 from usage_ledger.proxy import options
 from usage_ledger.proxy.exchange import Exchange
 from usage_ledger.proxy.marks import mark
-from usage_ledger.proxy.replaying import Replaying
+from usage_ledger.proxy.replaying import Replaying, as_the_ledger_says
 from usage_ledger.proxy.view import UsageView
 
 SWEEP_SECONDS = 1.0
@@ -204,6 +204,8 @@ class UsageLedger:
             return
         if judged is None:
             return
+        if not judged.captured:
+            judged = as_the_ledger_says(judged, settings.ledger)
         line, warns = log_line(judged.entry.record)
         _log.log(logging.WARNING if warns else logging.INFO, line)
         duration = judged.entry.record.duration_ms

@@ -1,16 +1,21 @@
 """Replaying: rows of captured flows on their way to the ledger.
 
-Room: proxy. Imports mitmproxy's log level and the ledger. A replay holds up nobody's traffic and can be done again, so
-its rows go to the writer many at a time. Promises that memory does not grow with the capture, that the log says how far
-it is, and at the end what came of it.
+Room: proxy. Imports mitmproxy's log level, the flows room and the ledger. A replay holds up nobody's traffic and can be
+done again, so its rows go to the writer many at a time. Promises that memory does not grow with the capture, that the
+log says how far it is, and at the end what came of it.
 """
 
 import asyncio
 import logging
 from collections import Counter
+from pathlib import Path
 
 from mitmproxy.log import ALERT
 
+from usage_ledger.flows.replay import Judged, as_stored
+from usage_ledger.ledger.finding import row_of
+from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.writer import Writer
 
@@ -45,7 +50,7 @@ class Replaying:
             self._writer = writer
         self._waiting.append(entry)
         self._states[entry.record.usage_state] += 1
-        self._flagged += entry.record.requires_manual_review
+        self._flagged += bool(entry.record.requires_manual_review)
         if self._pause is None:
             self._look_again()
         count = self._states.total()
@@ -84,3 +89,13 @@ class Replaying:
         else:
             self._counted = count
             self._look_again()
+
+
+def as_the_ledger_says(judged: Judged, ledger: Path) -> Judged:
+    """Return what there is to say of a flow whose body the capture does not hold: what its row says, if it has one."""
+    try:
+        with open_for_reading(ledger) as reader:
+            row = row_of(reader, judged.entry)
+    except LedgerError:  # there is none yet
+        return judged
+    return judged if row is None else as_stored(judged, row)
