@@ -79,21 +79,26 @@ class UsageCommands:
     @command.command("usage.rows")
     def rows(self, flows: Sequence[flow.Flow] = _ALL) -> types.Data:
         """Show the rows of these flows, or of all, oldest first."""
-        lines = [["time (UTC)", "model", *_HEADINGS, "state", "reason", "USD"]]
+        lines = [["time (UTC)", "model", *_HEADINGS, "state", "reason", "USD", "id"]]
         for row in _rows_of(flows):
             values = (row["occurred_at"], row["model"], *(row[name] for name in _TOKENS))
-            values += (row["usage_state"], row["review_reason"] or "", row["total_cost"] or "")
+            values += (row["usage_state"], row["review_reason"] or "", row["total_cost"] or "", row["id"])
             lines.append([str(value) for value in values])
         return lines  # type: ignore[return-value]  # as above
 
     @command.command("usage.flagged")
     def flagged(self) -> types.Data:
-        """Show only the flagged flows; again: show all."""
+        """Show only the flagged ones of the flows that are shown; again: show what was shown before."""
         _all_flows()
-        is_on = ctx.options.view_filter == FLAGGED_FILTER
-        ctx.options.view_filter = None if is_on else FLAGGED_FILTER
-        count = len(ctx.master.commands.call("view.flows.resolve", FLAGGED_FILTER))
-        return [[f"{count} flagged; " + ("all flows are shown" if is_on else "only these are shown")]]  # type: ignore[return-value]  # as above
+        # A person's own filter stays in force: filters that stand side by side have to match both.
+        shown = ctx.options.view_filter or ""
+        own = shown.removesuffix(FLAGGED_FILTER).strip()
+        is_on = shown.endswith(FLAGGED_FILTER)
+        only_flagged = f"{own} {FLAGGED_FILTER}".lstrip()
+        ctx.options.view_filter = (own or None) if is_on else only_flagged
+        count = len(ctx.master.commands.call("view.flows.resolve", only_flagged))
+        before = f"the view filter is {own} again" if own else "all flows are shown"
+        return [[f"{count} flagged; {before if is_on else 'only these are shown'}"]]  # type: ignore[return-value]  # as above
 
 
 def _all_flows() -> Sequence[flow.Flow]:

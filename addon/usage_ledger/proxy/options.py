@@ -74,7 +74,7 @@ def declare(loader: Loader) -> None:
         "usage_capture",
         str,
         "auto",
-        "Keep streamed bodies on the flow, so that saved flows can be replayed. auto: when flows are saved.",
+        "Keep streamed bodies on the flow, so that saved flows can be replayed. auto: where flows are saved or shown.",
         choices=CHOICES["usage_capture"],
     )
     loader.add_option(
@@ -134,11 +134,12 @@ def settings_from(options: Options, former: Settings | None = None, reads_prices
     were read by the same options before stay in use where their file cannot be read any more: that is no reason to stop
     the traffic of a proxy that runs.
     """
-    saves = bool(options.save_stream_file or options.hardump)
+    # What has a view (mitmproxy, mitmweb) keeps all flows, shows their bodies, and saves them when it is told to.
+    keeps = bool(options.save_stream_file or options.hardump) or "view_filter" in options
     for name, choices in CHOICES.items():
         if getattr(options, name) not in choices:  # mitmproxy checks choices only where it shows them
             raise exceptions.OptionsError(f"{name}: {getattr(options, name)!r} is none of {', '.join(choices)}")
-    capture = options.usage_capture == "always" or (options.usage_capture == "auto" and saves)
+    capture = options.usage_capture == "always" or (options.usage_capture == "auto" and keeps)
     limit = _size("usage_capture_limit", options.usage_capture_limit)
     ledger = _ledger(options.usage_db)
     return Settings(
