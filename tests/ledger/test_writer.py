@@ -351,7 +351,53 @@ def test_rows_that_could_not_be_stored_before_the_end_are_told(ledger: Path, cap
             writer.close()
 
     asyncio.run(run(started(ledger)))
-    assert len(lines(caplog, "1 row(s) wait in a spill file")) == 1
+    assert len(lines(caplog, f"1 row(s) wait in {ledger}-spill-")) == 1
+
+
+def test_rows_of_a_replay_do_not_wait_in_memory_while_the_ledger_is_locked(
+    ledger: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usage_ledger.ledger.writer.MEMORY_SECONDS", 1_000.0)
+
+    async def run(writer: Writer) -> None:
+        await flushed(writer)
+        with locked(ledger):
+            for number in range(20):
+                entries = [entry(f"{number:02}-{each:03}") for each in range(500)]
+                assert await outcome_of(writer.submit_all(entries)) is False
+                assert not writer._backlog
+                assert writer.spill_file.read_bytes().count(b'"entry"') == (number + 1) * 500
+            writer.submit(entry("live"))
+            writer.close()
+
+    asyncio.run(run(started(ledger)))
+    assert len(lines(caplog, f"10001 row(s) wait in {ledger}-spill-")) == 1
+    with writing(ledger) as writer:
+        asyncio.run(flushed(writer))
+    assert len(ids(ledger)) == 10_001
+
+
+def test_rows_of_a_replay_that_can_go_nowhere_are_not_done_before_they_can(ledger: Path) -> None:
+    """Whoever waits for them stops reading the capture meanwhile."""
+
+    async def run(writer: Writer) -> None:
+        await flushed(writer)
+        with locked(ledger):
+            writer.spill_file.mkdir()
+            stuck = writer.submit_all([entry("a"), entry("b")])
+            await flushed(writer)
+            await flushed(writer)
+            assert not stuck.done()
+            writer.spill_file.rmdir()
+            assert await outcome_of(stuck) is False
+        assert await outcome_of(writer.submit_all([entry("c")])) in (True, False)
+        while writer.trouble:
+            await asyncio.sleep(0.01)
+        assert ids(ledger) == ["a", "b", "c"]
+        assert await outcome_of(writer.submit_all([entry("d")])) is True
+
+    with writing(ledger) as writer:
+        asyncio.run(run(writer))
 
 
 def test_the_line_at_the_end_of_trouble_counts_what_waited(ledger: Path, caplog: pytest.LogCaptureFixture) -> None:

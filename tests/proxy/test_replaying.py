@@ -2,12 +2,17 @@
 
 import asyncio
 import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mitmproxy.http import HTTPFlow
 from mitmproxy.io import FlowReader, FlowWriter
 from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.ledger.store import Store
+from usage_ledger.ledger.writer import Writer
 from usage_ledger.proxy import replaying
 from usage_ledger.proxy.replaying import Replaying
 
@@ -15,21 +20,32 @@ from scripts.make_samples import SAMPLES
 from scripts.real_proxy import replay, rows_of
 
 
-class Writer:
-    """Takes what is handed in; stores it when it is told to."""
+class Watched(Writer):
+    """A writer that tells how many rows are handed in at once."""
 
-    def __init__(self) -> None:
-        self.batches: list[list[Entry]] = []
-        self.outcomes: list[asyncio.Future[bool]] = []
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "normal")
+        self.sizes: list[int] = []
 
     def submit_all(self, entries: list[Entry]) -> "asyncio.Future[bool]":
-        self.batches.append(entries)
-        self.outcomes.append(asyncio.get_running_loop().create_future())
-        return self.outcomes[-1]
+        self.sizes.append(len(entries))
+        return super().submit_all(entries)
 
-    @property
-    def sizes(self) -> list[int]:
-        return [len(batch) for batch in self.batches]
+
+@pytest.fixture
+def make_writer(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
+    """Make writers, each to a ledger of its own, which are closed after the test."""
+    made: list[Watched] = []
+
+    def make(name: str = "usage.db", starts: bool = True) -> Watched:
+        made.append(Watched(tmp_path / name))
+        if starts:
+            made[-1].start()
+        return made[-1]
+
+    yield make
+    for writer in made:
+        writer.close()
 
 
 def entry(number: int, state: str = "complete", flagged: int = 0) -> Entry:
@@ -45,82 +61,85 @@ def entry(number: int, state: str = "complete", flagged: int = 0) -> Entry:
     )
 
 
-def test_rows_are_handed_in_many_at_a_time_and_the_rest_at_the_end() -> None:
-    async def run() -> list[int]:
-        writer, replay = Writer(), Replaying()
+def test_rows_are_handed_in_many_at_a_time_and_the_rest_at_the_end(make_writer: Callable[..., Watched]) -> None:
+    writer = make_writer()
+
+    async def run() -> None:
+        replay = Replaying()
         for number in range(replaying.AT_ONCE + 10):
-            await replay.add(entry(number), writer)  # type: ignore[arg-type]
-        replay.finish()
-        replay.finish()
-        return writer.sizes
+            await replay.add(entry(number), writer)
+        await replay.finish()
+        await replay.finish()
 
-    assert asyncio.run(run()) == [replaying.AT_ONCE, 10]
+    asyncio.run(run())
+    assert writer.sizes == [replaying.AT_ONCE, 10]
+    assert len(rows_of(writer.path)) == replaying.AT_ONCE + 10
 
 
-def test_a_replay_waits_for_a_ledger_that_cannot_keep_up() -> None:
-    async def run() -> tuple[list[int], list[int]]:
-        writer, replay = Writer(), Replaying()
+def test_a_replay_waits_for_a_ledger_that_cannot_keep_up(make_writer: Callable[..., Watched]) -> None:
+    writer = make_writer(starts=False)
+
+    async def run() -> None:
+        replay = Replaying()
 
         async def all_of_it() -> None:
             for number in range(replaying.AT_ONCE * 4):
-                await replay.add(entry(number), writer)  # type: ignore[arg-type]
-            replay.finish()
+                await replay.add(entry(number), writer)
+            await replay.finish()
 
         reading = asyncio.ensure_future(all_of_it())
-        await asyncio.sleep(0)
-        while len(writer.batches) < 2:
+        while len(writer.sizes) < 2:
             await asyncio.sleep(0)
         for _ in range(20):
             await asyncio.sleep(0)
-        stuck = writer.sizes
-        while not reading.done():
-            for outcome in writer.outcomes:
-                if not outcome.done():
-                    outcome.set_result(True)
-            await asyncio.sleep(0)
-        return stuck, writer.sizes
+        assert writer.sizes == [replaying.AT_ONCE] * 2
+        writer.start()
+        await reading
 
-    stuck, all_ = asyncio.run(run())
-    assert stuck == [replaying.AT_ONCE] * 2
-    assert all_ == [replaying.AT_ONCE] * 4
+    asyncio.run(run())
+    assert writer.sizes == [replaying.AT_ONCE] * 4
 
 
-def test_after_a_pause_what_is_left_is_handed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_pause_what_is_left_is_handed_in(
+    make_writer: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In mitmweb nothing ends after a capture was loaded."""
     monkeypatch.setattr(replaying, "PAUSE_SECONDS", 0.01)
-
-    async def run() -> list[int]:
-        writer, replay = Writer(), Replaying()
-        await replay.add(entry(1), writer)  # type: ignore[arg-type]
-        while not writer.batches:
-            await asyncio.sleep(0.001)
-        return writer.sizes
-
-    assert asyncio.run(run()) == [1]
-
-
-def test_a_ledger_that_is_changed_meanwhile_gets_only_what_came_after() -> None:
-    async def run() -> tuple[list[int], list[int]]:
-        first, second, replay = Writer(), Writer(), Replaying()
-        for number in range(5):
-            await replay.add(entry(number), first if number < 3 else second)  # type: ignore[arg-type]
-        replay.finish()
-        return first.sizes, second.sizes
-
-    assert asyncio.run(run()) == ([3], [2])
-
-
-def test_the_log_says_how_far_it_is_and_what_came_of_it(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "usage_ledger")
+    writer = make_writer()
 
     async def run() -> None:
-        writer, replay = Writer(), Replaying()
+        await Replaying().add(entry(1), writer)
+        while not writer.sizes:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(run())
+    assert writer.sizes == [1]
+
+
+def test_a_ledger_that_is_changed_meanwhile_gets_only_what_came_after(make_writer: Callable[..., Watched]) -> None:
+    first, second = make_writer("first.db"), make_writer("second.db")
+
+    async def run() -> None:
+        replay = Replaying()
+        for number in range(5):
+            await replay.add(entry(number), first if number < 3 else second)
+        await replay.finish()
+
+    asyncio.run(run())
+    assert [len(rows_of(writer.path)) for writer in (first, second)] == [3, 2]
+
+
+def test_the_log_says_how_far_it_is_and_what_came_of_it(
+    make_writer: Callable[..., Watched], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "usage_ledger")
+    writer = make_writer()
+
+    async def run() -> None:
+        replay = Replaying()
         for number in range(2_500):
-            await replay.add(entry(number, *(("missing", 1) if number < 3 else ())), writer)  # type: ignore[arg-type]
-            for outcome in writer.outcomes:
-                if not outcome.done():
-                    outcome.set_result(True)
-        replay.finish()
+            await replay.add(entry(number, *(("missing", 1) if number < 3 else ())), writer)
+        await replay.finish()
 
     asyncio.run(run())
     assert [record.getMessage() for record in caplog.records] == [
@@ -130,8 +149,10 @@ def test_the_log_says_how_far_it_is_and_what_came_of_it(caplog: pytest.LogCaptur
     ]
 
 
-def test_a_capture_of_many_flows_leaves_its_rows(tmp_path: Path) -> None:
-    capture, ledger = tmp_path / "many.mitm", tmp_path / "usage.db"
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A capture of 1,300 flows."""
+    capture = tmp_path / "many.mitm"
     with (SAMPLES / "normal-stream.mitm").open("rb") as file:
         (flow,) = FlowReader(file).stream()
     assert isinstance(flow, HTTPFlow)
@@ -141,8 +162,28 @@ def test_a_capture_of_many_flows_leaves_its_rows(tmp_path: Path) -> None:
             flow.request.timestamp_start += 0.001
             flow.response.headers["request-id"] = f"req_{number}"
             FlowWriter(out).add(flow)
-    log = replay(capture, ledger, "-q")
+    return capture
+
+
+def test_a_capture_of_many_flows_leaves_its_rows(tmp_path: Path, many: Path) -> None:
+    ledger = tmp_path / "usage.db"
+    log = replay(many, ledger, "-q")
     assert log == ""
     assert len(rows_of(ledger)) == 1_300
-    assert "1,300 flows replayed: 1,300 complete; 0 flagged" in replay(capture, ledger)
+    assert "1,300 flows replayed: 1,300 complete; 0 flagged\n" in replay(many, ledger)
     assert len(rows_of(ledger)) == 1_300
+
+
+def test_a_ledger_that_is_locked_has_no_row_and_the_last_lines_say_where_they_are(tmp_path: Path, many: Path) -> None:
+    ledger = tmp_path / "usage.db"
+    Store(ledger, "full", "none").close()
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        log = replay(many, ledger).splitlines()
+    assert rows_of(ledger) == []
+    (spilled,) = tmp_path.glob("usage.db-spill-*")
+    told = "1,300 flows replayed: 1,300 complete; 0 flagged. The ledger cannot be written: it has 0 of their rows, "
+    assert any(line.endswith(f"{told}1,300 wait in {spilled}") for line in log)
+    assert log[-1] == f"usage ledger: 1300 row(s) wait in {spilled} for the next start"
+    replay(SAMPLES / "rate-limited.mitm", ledger)
+    assert len(rows_of(ledger)) == 1_301

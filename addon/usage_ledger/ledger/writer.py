@@ -7,7 +7,7 @@ Room: ledger. Imports the standard library and its neighbours in this room; know
 - Nothing is lost while the ledger cannot be written: rows wait, in order, and are tried again every half second.
   Beyond `MEMORY_ROWS` or `MEMORY_SECONDS`, and at the end of the process, they go to a spill file, which is taken back
   when the trouble is over or by the next start. The future then says False at once, so that no flow waits for a broken
-  disk.
+  disk. Rows of a replay (`submit_all`), which can wait, go there at once.
 - Trouble is told once when it begins and once when it ends.
 - Rows are priced here, off the event loop, by what `price` is set to; where that fails, rows are written without.
 """
@@ -50,14 +50,18 @@ _log = logging.getLogger("usage_ledger")
 
 
 class _Batch:
-    """What one commit takes, and the future that tells those who handed it in whether it is on disk."""
+    """What one commit takes, and the future that tells those who handed it in whether it was committed.
 
-    __slots__ = ("entries", "outcome", "withdrawn")
+    `rid` are the futures that tell when memory is rid of it.
+    """
+
+    __slots__ = ("entries", "outcome", "rid", "withdrawn")
 
     def __init__(self, outcome: "asyncio.Future[bool]") -> None:
         self.entries: list[Entry] = []
         self.withdrawn: list[str] = []
         self.outcome = outcome
+        self.rid: list[asyncio.Future[bool]] = []
 
 
 class Writer:
@@ -77,6 +81,8 @@ class Writer:
         self._presence: Presence | None = None
         self._backlog: list[Entry] = []
         self._backlog_withdrawn: list[str] = []
+        self._backlog_rid: list[asyncio.Future[bool]] = []
+        self._spilled = 0  # writes that wait in the spill file
         self._thread = threading.Thread(target=self._run, name="usage-ledger-writer", daemon=True)
         self._looked_at = 0.0  # monotonic seconds
         self._trouble_since = 0.0
@@ -86,6 +92,11 @@ class Writer:
         self._taken_back = 0
         self._started = False
         atexit.register(self.close)
+
+    @property
+    def spill_file(self) -> Path:
+        """Where rows wait that the ledger cannot take."""
+        return spill.spill_path(self.path, self._id)
 
     def start(self) -> None:
         """Open the ledger and begin to write what was and will be handed in. Starting again does nothing."""
@@ -101,14 +112,22 @@ class Writer:
         return self._hand_in([entry], [])
 
     def submit_all(self, entries: list[Entry]) -> "asyncio.Future[bool]":
-        """Hand in rows that may wait for each other, such as those of a replay: they cost one commit."""
-        return self._hand_in(entries, [])
+        """Hand in rows of a replay, which cost one commit and need not wait in memory.
+
+        The future tells where they are once memory is rid of them: True, in the ledger; False, in the spill file. While
+        neither can be written it is not done, so that whoever waits for it fills no memory.
+        """
+        rid: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._hand_in(entries, [], rid)
+        return rid
 
     def withdraw(self, record_id: str) -> "asyncio.Future[bool]":
         """Remove a row if it is still pending."""
         return self._hand_in([], [record_id])
 
-    def _hand_in(self, entries: list[Entry], withdrawn: list[str]) -> "asyncio.Future[bool]":
+    def _hand_in(
+        self, entries: list[Entry], withdrawn: list[str], rid: "asyncio.Future[bool] | None" = None
+    ) -> "asyncio.Future[bool]":
         with self._lock:
             batch = self._open
             first = batch is None
@@ -116,6 +135,8 @@ class Writer:
                 batch = self._open = _Batch(asyncio.get_running_loop().create_future())
             batch.entries += entries
             batch.withdrawn += withdrawn
+            if rid is not None:
+                batch.rid.append(rid)
         if first:
             self._wake.put(True)
         if self.trouble is None:
@@ -146,11 +167,18 @@ class Writer:
                 self._price_all(batch.entries)
                 self._backlog += batch.entries
                 self._backlog_withdrawn += batch.withdrawn
+                self._backlog_rid += batch.rid
             try:
                 written = self._write_backlog(at_last=not running)
+                if not written and self._backlog_rid:
+                    self._spill()
             except Exception as error:  # noqa: BLE001 - nothing may end this thread: every flow waits for it
                 self._begin_trouble(error)
                 written = False
+            if written or not self._backlog:
+                for rid in self._backlog_rid:
+                    _tell(rid, written)
+                self._backlog_rid.clear()
             if batch is not None:
                 _tell(batch.outcome, written)
         self._leave()
@@ -248,7 +276,7 @@ class Writer:
     def _spill(self) -> None:
         """Move what waits from memory to the spill file; where that fails too, it goes on waiting in memory."""
         try:
-            refused = spill.append(spill.spill_path(self.path, self._id), self._backlog, self._backlog_withdrawn)
+            refused = spill.append(self.spill_file, self._backlog, self._backlog_withdrawn)
         except OSError as error:
             if not self._spill_failed:
                 self._spill_failed = True
@@ -257,6 +285,7 @@ class Writer:
         for entry in refused:
             _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this")
         self._spill_failed = False
+        self._spilled += len(self._backlog)
         self._backlog.clear()
         self._backlog_withdrawn.clear()
 
@@ -279,6 +308,8 @@ class Writer:
                     )
                 else:
                     path.unlink()
+            if path == self.spill_file:
+                self._spilled = 0
             if count and self.trouble is None:
                 _log.warning(f"usage ledger: what {path.name} held is stored ({count} writes)")
             self._taken_back += count
@@ -301,12 +332,12 @@ class Writer:
 
     def _leave(self) -> None:
         if self._backlog or self._backlog_withdrawn:
-            count = len(self._backlog)
             self._spill()
-            if self._backlog:
-                _log.error(f"usage ledger: {count} row(s) could not be stored anywhere before the end, and are lost")
-            else:
-                _log.error(f"usage ledger: {count} row(s) wait in a spill file beside {self.path} for the next start")
+        if self._backlog:
+            lost = len(self._backlog)
+            _log.error(f"usage ledger: {lost} row(s) could not be stored anywhere before the end, and are lost")
+        if self._spilled:
+            _log.error(f"usage ledger: {self._spilled} row(s) wait in {self.spill_file} for the next start")
         self._close_store()
         if self._presence is not None:
             self._presence.leave()

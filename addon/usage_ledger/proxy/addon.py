@@ -56,6 +56,7 @@ class UsageLedger:
         self._written_by: tuple[options.Settings, Writer] | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._over: set[int] = set()
+        self._leaving: asyncio.Future[None] | None = None
 
     # The life of the addon.
 
@@ -98,8 +99,10 @@ class UsageLedger:
         # function, because an async `done` keeps mitmproxy from loading the new script.
         if self._sweep is not None:
             self._sweep.cancel()
-        self._replaying.finish()
-        return self._stop() if ctx.master.should_exit.is_set() else None
+        if ctx.master.should_exit.is_set():
+            return self._stop()
+        self._leaving = asyncio.ensure_future(self._replaying.finish())
+        return None
 
     async def _stop(self) -> None:
         for exchange in list(_in_flight.values()):
@@ -107,6 +110,7 @@ class UsageLedger:
         _in_flight.clear()
         writer = self._writer()
         writer.start()
+        await self._replaying.finish()
         await writer.flush()
 
     # The life of a request.

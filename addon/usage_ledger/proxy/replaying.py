@@ -2,10 +2,11 @@
 
 Room: proxy. Imports mitmproxy's log level, the flows room and the ledger. A replay holds up nobody's traffic and can be
 done again, so its rows go to the writer many at a time. Promises that memory does not grow with the capture, that the
-log says how far it is, and at the end what came of it.
+log says how far it is, and at the end what came of it and where the rows are.
 """
 
 import asyncio
+import dataclasses
 import logging
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,7 @@ from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.writer import Writer
 
 AT_ONCE = 512
-"""Rows that are handed to the writer at once. While they are stored, the next ones are read."""
+"""Rows that are handed to the writer at once. While they are stored, or spilled, the next ones are read."""
 
 PROGRESS = 1_000
 """After so many flows the log says how far it is."""
@@ -31,63 +32,101 @@ PAUSE_SECONDS = 1.0
 _log = logging.getLogger("usage_ledger")
 
 
+@dataclasses.dataclass
+class _Tally:
+    """What was replayed: flows by state, how many of them are flagged, and where their rows are."""
+
+    states: Counter[str] = dataclasses.field(default_factory=Counter)
+    flagged: int = 0
+    in_ledger: int = 0
+    spilled: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.states.total()
+
+    def add(self, entry: Entry) -> None:
+        self.states[entry.record.usage_state] += 1
+        self.flagged += bool(entry.record.requires_manual_review)
+
+    def have_left(self, count: int, in_ledger: bool) -> None:
+        """So many rows are in the ledger, and with them all that was spilled before; or they are spilled."""
+        if in_ledger:
+            self.in_ledger += self.spilled + count
+            self.spilled = 0
+        else:
+            self.spilled += count
+
+    def line(self, writer: Writer) -> str:
+        states = ", ".join(f"{number:,} {state}" for state, number in sorted(self.states.items()))
+        line = f"usage ledger: {self.count:,} flows replayed: {states}; {self.flagged:,} flagged"
+        if writer.trouble is None:
+            return line
+        in_memory = self.count - self.in_ledger - self.spilled
+        line += f". The ledger cannot be written: it has {self.in_ledger:,} of their rows"
+        line += f", {self.spilled:,} wait in {writer.spill_file}" if self.spilled else ""
+        return line + (f", {in_memory:,} wait in memory alone" if in_memory else "")
+
+
 class Replaying:
     """What was replayed since the last pause."""
 
     def __init__(self) -> None:
         self._writer: Writer | None = None
         self._waiting: list[Entry] = []
-        self._stored: asyncio.Future[bool] | None = None
-        self._states: Counter[str] = Counter()
-        self._flagged = 0
+        self._handed_in: asyncio.Future[bool] | None = None
+        self._tally = _Tally()
         self._pause: asyncio.TimerHandle | None = None
         self._counted = 0  # at the last look
+        self._finishing: asyncio.Task[None] | None = None
 
     async def add(self, entry: Entry, writer: Writer) -> None:
         """Take the row of a replayed flow; wait where the ledger cannot keep up."""
         if writer is not self._writer:
-            self._hand_in()
+            await self.finish()
             self._writer = writer
         self._waiting.append(entry)
-        self._states[entry.record.usage_state] += 1
-        self._flagged += bool(entry.record.requires_manual_review)
+        self._tally.add(entry)
         if self._pause is None:
             self._look_again()
-        count = self._states.total()
-        if count % PROGRESS == 0:
-            _log.log(ALERT, f"usage ledger: {count:,} flows replayed so far")
+        if self._tally.count % PROGRESS == 0:
+            _log.log(ALERT, f"usage ledger: {self._tally.count:,} flows replayed so far")
         if len(self._waiting) >= AT_ONCE:
-            before, self._stored = self._stored, self._hand_in()
+            before, self._handed_in = self._handed_in, self._hand_in()
             if before is not None:
                 await asyncio.shield(before)
 
-    def finish(self) -> None:
-        """Hand in what is left, and say what came of the replay, if there was one."""
+    async def finish(self) -> None:
+        """Hand in what is left, see where it goes, and say what came of the replay, if there was one."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
         self._hand_in()
-        count = self._states.total()
-        if count:
-            states = ", ".join(f"{number:,} {state}" for state, number in sorted(self._states.items()))
-            _log.log(ALERT, f"usage ledger: {count:,} flows replayed: {states}; {self._flagged:,} flagged")
-        self._stored, self._counted, self._flagged = None, 0, 0
-        self._states.clear()
+        tally, self._tally = self._tally, _Tally()
+        self._handed_in, self._counted = None, 0
+        if tally.count and self._writer is not None:
+            writer = self._writer
+            await writer.flush()
+            _log.log(ALERT, tally.line(writer))
 
     def _hand_in(self) -> "asyncio.Future[bool] | None":
         waiting, self._waiting = self._waiting, []
-        return self._writer.submit_all(waiting) if waiting and self._writer is not None else None
+        if not waiting or self._writer is None:
+            return None
+        tally, count = self._tally, len(waiting)
+        left = self._writer.submit_all(waiting)
+        left.add_done_callback(lambda left: tally.have_left(count, left.result()))
+        return left
 
     def _look_again(self) -> None:
         self._pause = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._look)
 
     def _look(self) -> None:
         """Find out whether the replay goes on."""
-        count = self._states.total()
-        if count == self._counted and (self._stored is None or self._stored.done()):
-            self.finish()
+        if self._tally.count == self._counted and (self._handed_in is None or self._handed_in.done()):
+            self._finishing = asyncio.get_running_loop().create_task(self.finish())
         else:
-            self._counted = count
+            self._counted = self._tally.count
             self._look_again()
 
 
