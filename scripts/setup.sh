@@ -36,7 +36,7 @@ install() {
         return 2
     }
     PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -qq \
-        --constraint scripts/constraints.txt --editable '.[dev,alerts,fleet]' >&2 || {
+        --constraint scripts/constraints.txt --editable '.[dev,alerts,fleet,web]' >&2 || {
         rm -rf .venv
         echo "installing the dependencies failed; see the lines above" >&2
         return 2

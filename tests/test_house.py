@@ -35,11 +35,18 @@ NEVER = {
         *("mitmproxy", "sqlite3", "sqlite_utils", "click", "genai_prices"),
         *("usage_ledger.messages", "usage_ledger.prices", *MITMPROXYS, "usage_ledger.cli"),
     },
+    "web": {
+        *("mitmproxy", "sqlite_utils", "click", "genai_prices", "psycopg"),
+        *("usage_ledger.messages", "usage_ledger.prices", *MITMPROXYS, "usage_ledger.cli", "usage_ledger.fleet"),
+    },
     "flows": {"sqlite3", "sqlite_utils", "click", "usage_ledger.proxy", "usage_ledger.cli"},
     "proxy": {"sqlite3", "sqlite_utils", "click", "usage_ledger.cli"},
 }
 
-HEAVY = ["mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic", "genai_prices", "asyncio", "psycopg"]
+HEAVY = [
+    *("mitmproxy", "sqlite_utils", "platformdirs", "msgspec", "pydantic", "genai_prices", "asyncio", "psycopg"),
+    *("datasette", "pygal", "uvicorn", "termgraph"),
+]
 
 
 def name_of(path: Path) -> str:
@@ -74,6 +81,13 @@ def test_only_the_fleet_imports_psycopg(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_web_imports_datasette(path: Path) -> None:
+    if PACKAGE / "web" not in path.parents:
+        found = set(imported(path))
+        assert not [name for name in found if any(belongs_to(name, each) for each in ("datasette", "pygal", "uvicorn"))]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_room_reaches_into_one_it_must_not_know(path: Path) -> None:
     never = NEVER.get(path.relative_to(PACKAGE).parts[0], set())
     assert not [name for name in imported(path) if any(belongs_to(name, package) for package in never)]
@@ -92,7 +106,7 @@ def test_each_module_says_which_room_it_is_in(path: Path) -> None:
 
 
 def test_every_room_is_a_package() -> None:
-    assert {"cli", "fleet", "flows", "ledger", "messages", "prices", "proxy"} <= set(ROOMS)
+    assert {"cli", "fleet", "flows", "ledger", "messages", "prices", "proxy", "web"} <= set(ROOMS)
 
 
 def test_the_script_is_a_door_and_nothing_else() -> None:

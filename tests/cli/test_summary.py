@@ -159,3 +159,39 @@ def test_names_from_outside_stay_on_their_line(tmp_path: Path) -> None:
     done = run(ledger, "--by", "model", columns=80)
     assert len(done.stdout.splitlines()) == 3
     assert "\x1b" not in done.stdout
+
+
+def test_a_plot_has_a_bar_for_each_group(ledger: Path) -> None:
+    done = run(ledger, "--by", "model", "--plot", columns=80)
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == ["claude-opus-5-5", "claude-sonnet-4-6"]
+    assert [line.count("▇") for line in lines] == [max(line.count("▇") for line in lines), lines[1].count("▇")]
+    assert lines[0].count("▇") == pytest.approx(2 * lines[1].count("▇"), abs=2)  # 0.2 and 0.1 USD
+    assert lines[0].endswith(" 0.20 USD")
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in done.stdout
+    assert "1 request(s) without final usage" in done.stderr
+
+
+def test_without_a_cost_a_plot_shows_tokens(tmp_path: Path) -> None:
+    path = fill(tmp_path / "usage.db", record("a", total_tokens=12_345, input_tokens=12_345, total_cost=None))
+    assert run(path, "--plot").stdout.endswith(" 12,345 tokens\n")
+    assert run(path, "--plot", "--model", "none").stdout == ""
+
+
+@pytest.mark.parametrize("columns", [20, 40, 200])
+def test_a_plot_is_lines_whatever_the_names_are(tmp_path: Path, columns: int) -> None:
+    names = ["模型" * 30, "\x1b[2J", "a\nb", "x" * 300]
+    path = fill(
+        tmp_path / "usage.db", *(record(str(n), account_id=name, total_cost="1") for n, name in enumerate(names))
+    )
+    done = run(path, "--by", "account", "--plot", columns=columns)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == len(names)
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+
+
+def test_a_plot_is_for_a_person(ledger: Path) -> None:
+    done = run(ledger, "--plot", "--format", "csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--plot draws for a person" in done.stderr

@@ -31,6 +31,7 @@ from usage_ledger.cli.reconcile import reconcile
 from usage_ledger.cli.redact import redact
 from usage_ledger.cli.review import review
 from usage_ledger.cli.rows import rows
+from usage_ledger.cli.serve import serve
 from usage_ledger.cli.summary import summary
 from usage_ledger.cli.verify import verify
 from usage_ledger.ledger.marks import LedgerError
@@ -89,6 +90,7 @@ main.add_command(inspect)
 main.add_command(price)
 main.add_command(pull)
 main.add_command(push)
+main.add_command(serve)
 main.add_command(reconcile)
 main.add_command(redact)
 main.add_command(review)

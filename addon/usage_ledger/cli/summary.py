@@ -15,10 +15,13 @@ import click
 
 from usage_ledger.cli.options import Names, filters_from, named, with_filters, with_ledgers
 from usage_ledger.cli.output import for_people, for_programs, on_one_line
-from usage_ledger.cli.table import Column, write_table
+from usage_ledger.cli.table import Column, terminal_width, write_table
 from usage_ledger.ledger.money import as_text
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.summary import COUNTS, GROUPS, Sums, summarize
+
+LONGEST_LABEL = 40
+"""Characters of a group's name in a plot."""
 
 
 class _Zone(click.ParamType[tzinfo]):
@@ -60,7 +63,10 @@ class _Zone(click.ParamType[tzinfo]):
     show_default=True,
     help="The form.",
 )
-def summary(dbs: tuple[Path, ...], by: tuple[str, ...], zone: tzinfo | None, form: str, **filters: Any) -> None:
+@click.option("--plot", "plots", is_flag=True, help="Draw a bar for each group instead: what it cost, else its tokens.")
+def summary(
+    dbs: tuple[Path, ...], by: tuple[str, ...], zone: tzinfo | None, form: str, plots: bool, **filters: Any
+) -> None:
     """Add up requests, tokens and cost.
 
     By model, tokens and cost stand under the model they were spent on: an advisor's under the advisor's, so a request
@@ -72,7 +78,10 @@ def summary(dbs: tuple[Path, ...], by: tuple[str, ...], zone: tzinfo | None, for
       usage-ledger summary
       usage-ledger summary --by model --since 2026-11-01 --until 2026-12-01
       usage-ledger summary --by day,key --tz Europe/Berlin --format csv > november.csv
+      usage-ledger summary --by account --since 30d --plot
     """
+    if plots and form != "table":
+        raise click.UsageError("--plot draws for a person; leave --format out")
     chosen = filters_from(filters)
     with open_for_reading(*dbs) as ledger:
         found = summarize(ledger, chosen, by, zone)
@@ -83,7 +92,19 @@ def summary(dbs: tuple[Path, ...], by: tuple[str, ...], zone: tzinfo | None, for
         else:
             groups = list(found)
             (total,) = summarize(ledger, chosen, ())
-            _write_table(groups, total, by, dbs)
+            out = for_people()
+            if plots:
+                _write_plot(groups, out)
+            else:
+                _write_table(groups, total, by, out)
+            if not total.requests:
+                click.echo(f"no rows match in {on_one_line(named(dbs))}", err=True)
+            if total.books.unsettled:
+                click.echo(
+                    f"{total.books.unsettled:,} request(s) without final usage are in no cost; "
+                    "see usage-ledger rows --flagged",
+                    err=True,
+                )
 
 
 _FIELDS = (
@@ -114,7 +135,35 @@ def _write_json(found: Iterable[Sums], by: tuple[str, ...], out: TextIO) -> None
     out.write("[]\n" if before == "[\n" else "\n]\n")
 
 
-def _write_table(found: list[Sums], total: Sums, by: tuple[str, ...], dbs: tuple[Path, ...]) -> None:
+def _write_plot(found: list[Sums], out: TextIO) -> None:
+    """Draw a bar for each group, as wide as the terminal has room."""
+    import io
+    from contextlib import redirect_stdout
+
+    from termgraph import Args, BarChart, Data
+
+    is_priced = any(sums.books.billed for sums in found)
+    values = [float(sums.books.billed) if is_priced else sums.total_tokens for sums in found]
+    if not any(values):
+        return
+    labels = [on_one_line(" ".join(_shown(key) for key in sums.keys), out.encoding)[:LONGEST_LABEL] for sums in found]
+    form, unit = ("{:,.2f}", " USD") if is_priced else ("{:,.0f}", " tokens")
+    beside = max(map(len, labels)) + max(len(form.format(value)) for value in values) + len(unit) + len(":   ")
+    chart = BarChart(
+        Data([[value] for value in values], labels),
+        Args(width=max(terminal_width() - beside, 8), format=form, suffix=unit, no_readable=True),
+    )
+    with redirect_stdout(io.StringIO()) as drawn:
+        chart.draw()
+    for line in drawn.getvalue().replace("\x1b[0m", "").strip("\n").splitlines():
+        out.write(line.rstrip().encode(out.encoding, "replace").decode(out.encoding) + "\n")
+
+
+def _shown(key: str | None) -> str:
+    return "(none)" if key is None else key
+
+
+def _write_table(found: list[Sums], total: Sums, by: tuple[str, ...], out: TextIO) -> None:
     columns = [
         *(Column(name, to_the_right=False) for name in by),
         Column("requests", rank=1),
@@ -142,18 +191,10 @@ def _write_table(found: list[Sums], total: Sums, by: tuple[str, ...], dbs: tuple
             f"{sums.books.unpriced:,}",
         ]
 
-    out = for_people()
-    lines = [cells(sums, ["(none)" if key is None else key for key in sums.keys]) for sums in found]
+    lines = [cells(sums, [_shown(key) for key in sums.keys]) for sums in found]
     lines.append(cells(total, ["total", *("" for _ in by[1:])]))
     dropped = write_table(
         columns, lines, out, is_marked=lambda number: number < len(found) and found[number].flagged > 0
     )
-    if not total.requests:
-        click.echo(f"no rows match in {on_one_line(named(dbs))}", err=True)
-    if total.books.unsettled:
-        click.echo(
-            f"{total.books.unsettled:,} request(s) without final usage are in no cost; see usage-ledger rows --flagged",
-            err=True,
-        )
     if dropped:
         click.echo(f"no room for: {', '.join(dropped)}; --format csv has all", err=True)

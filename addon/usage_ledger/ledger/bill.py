@@ -288,6 +288,18 @@ def reconciliation_of(reader: Reader, since: str, until: str) -> dict[str, Any] 
     return None if found is None else dict(zip(("run_at", "since", "until", "by", "left"), found, strict=True))
 
 
+def last_reconciliation(reader: Reader) -> dict[str, Any] | None:
+    """Return the last comparison that is kept: when, who, what it was by, and its result (JSON)."""
+    if not reader.has_table("bill_reconciliations"):
+        return None
+    found = reader.connection.execute(
+        "SELECT run_at, run_by, dimensions, result FROM bill_reconciliations ORDER BY number DESC LIMIT 1"
+    ).fetchone()
+    if found is None:
+        return None
+    return {"run_at": found[0], "run_by": found[1], "by": found[2].split(","), "result": found[3]}
+
+
 class Adjustment(NamedTuple):
     """What closes a bucket that no row explains: what upstream billed beyond the rows (less than 0: less than them).
 

@@ -44,6 +44,17 @@ def open_for_reading(path: Path, *more: Path) -> Iterator["Reader"]:
         connection.close()
 
 
+def connect_for_reading(path: Path) -> sqlite3.Connection:
+    """Connect to an existing ledger for a program that keeps its own connections, each for a thread of its own.
+
+    Raises `LedgerError` where that cannot be.
+    """
+    _check_file(path)
+    connection = _connect(path)
+    connection.text_factory = as_utf8
+    return connection
+
+
 def _check_file(path: Path) -> None:
     """See to it that there is a file: opening a pipe would wait for somebody to write to it."""
     try:

@@ -1,0 +1,208 @@
+"""Charts: the figures of an overview, each as a table of numbers and as a drawing.
+
+Room: web. Imports pygal and the ledger's overview. Promises that text from traffic is escaped (pygal writes XML), and
+that each drawing can be read without its colours: what it shows is also there as a table.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from xml.etree import ElementTree
+
+import pygal
+from pygal.style import Style
+
+from usage_ledger.ledger.overview import Group, Spent, Waits
+
+TOP = 6
+"""So many models are told apart; the rest is one."""
+
+RANKED = 10
+REST = "others"
+NONE = "(none)"
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+"""Okabe and Ito's, which most kinds of colour blindness tell apart, on dark as on light."""
+
+_STYLE = Style(
+    background="transparent",
+    plot_background="transparent",
+    foreground="currentColor",
+    foreground_strong="currentColor",
+    foreground_subtle="#88888866",
+    colors=_COLOURS,
+    font_family="inherit",
+    opacity="0.85",
+    label_font_size=13,
+    major_label_font_size=13,
+    legend_font_size=13,
+)
+
+type Numbers = list[float | None]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure. `series` are numbers by name, one for each of `labels`. `kind`: bars, lines or ranking."""
+
+    name: str
+    title: str
+    unit: str
+    kind: str
+    labels: list[str]
+    series: dict[str, Numbers] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(number for numbers in self.series.values() for number in numbers)
+
+    def rows(self) -> list[list[object]]:
+        """Return the figure as a table, its first line the headings."""
+        numbers = self.series.values()
+        rows: list[list[object]] = [["" if self.kind == "ranking" else "time (UTC)", *self.series]]
+        rows += [[label, *(each[place] for each in numbers)] for place, label in enumerate(self.labels)]
+        return rows
+
+    @property
+    def _height(self) -> int:
+        return 60 + 26 * max(4, len(self.labels)) if self.kind == "ranking" else 280 + 22 * (len(self.series) // 4)
+
+    def drawing(self) -> str:
+        """Draw it as SVG, to stand in a page."""
+        chart = _KINDS[self.kind](
+            style=_STYLE,
+            js=[],
+            disable_xml_declaration=True,
+            explicit_size=False,
+            width=680,
+            height=max(180, 60 + 26 * len(self.labels))
+            if self.kind == "ranking"
+            else 280 + 22 * (len(self.series) // 4),
+            margin=8,
+            legend_at_bottom=True,
+            legend_at_bottom_columns=4,
+            show_legend=len(self.series) > 1,
+            truncate_legend=28,
+            truncate_label=28,
+            x_label_rotation=0,
+            show_minor_x_labels=False,
+            include_x_axis=True,
+            value_formatter=lambda number: shown(number, self.unit),
+            dots_size=2,
+            no_data_text="nothing",
+        )
+        order = -1 if self.kind == "ranking" else 1  # pygal begins below
+        labels = [_seen(label) for label in self.labels][::order]
+        chart.x_labels = labels
+        if self.kind != "ranking":
+            chart.x_labels_major = labels[:: max(1, len(labels) // 6)]
+        for name, numbers in self.series.items():
+            chart.add(_seen(name), numbers[::order])
+        tree = chart.render_tree()
+        for parent in tree.iter():
+            for script in [each for each in parent if str(each.tag).endswith("script")]:
+                parent.remove(script)  # what a pointer would need that we do not show
+        return ElementTree.tostring(tree, encoding="unicode")
+
+
+_KINDS: dict[str, Callable[..., pygal.Graph]] = {
+    "bars": pygal.StackedBar,
+    "lines": pygal.Line,
+    "ranking": pygal.HorizontalBar,
+}
+
+
+def _seen(name: str) -> str:
+    """Return a name with U+FFFD for what no eye sees, and XML does not know."""
+    return name if name.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in name)
+
+
+def shown(number: float | None, unit: str) -> str:
+    """Write a number for a person, in no more digits than are read."""
+    if number is None:
+        return ""
+    if unit == "USD":
+        return f"${number:,.2f}" if abs(number) >= 1 or number == 0 else f"${number:.4f}"
+    if unit == "%":
+        return f"{number:.1f} %"
+    if unit == "s":
+        return f"{number:,.2f} s"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= size:
+            return f"{number / (1e3 if letter == 'k' else size):,.1f}{letter}"
+    return f"{number:,.0f}"
+
+
+def charts_of(
+    labels: Sequence[str], groups: Sequence[Group], spent: Sequence[Spent], waits: Mapping[str, Waits]
+) -> list[Chart]:
+    """Return the figures of an overview; `labels` are its steps."""
+    names = list(labels)
+    place = {name: number for number, name in enumerate(names)}
+
+    def by_step(value: Callable[[Group], float]) -> Numbers:
+        numbers = [0.0] * len(names)
+        for each in groups:
+            if each.step in place:  # of rows whose start another program has written, nobody knows when it was
+                numbers[place[each.step]] += value(each)
+        return list(numbers)
+
+    requests, failed = by_step(lambda each: each.requests), by_step(lambda each: each.failed)
+    flagged = by_step(lambda each: each.flagged)
+    asked = by_step(lambda each: each.input + each.cache_write + each.cache_read)
+    cached = by_step(lambda each: each.cache_read)
+    kinds = {
+        "input": by_step(lambda each: each.input),
+        "output": by_step(lambda each: each.output),
+        "cache write": by_step(lambda each: each.cache_write),
+        "cache read": by_step(lambda each: each.cache_read),
+    }
+    times: dict[str, Numbers] = {"half": [None] * len(names), "95 %": [None] * len(names)}
+    for name, told in waits.items():
+        if name in place:
+            times["half"][place[name]], times["95 %"][place[name]] = told.half / 1000, told.most / 1000
+    return [
+        Chart("cost", "Cost by model", "USD", "bars", names, _by_model(spent, names, lambda each: each.cost)),
+        Chart("tokens", "Tokens by model", "tokens", "bars", names, _by_model(spent, names, lambda each: each.tokens)),
+        Chart("kinds", "Tokens by kind", "tokens", "bars", names, kinds),
+        Chart("cache", "Input that came from the cache", "%", "lines", names, {"cache hits": _shares(cached, asked)}),
+        Chart("requests", "Requests and errors", "requests", "bars", names, _split(requests, failed)),
+        Chart("flagged", "Flagged requests", "%", "lines", names, {"flagged": _shares(flagged, requests)}),
+        Chart("waits", "Time to first token", "s", "lines", names, times),
+        _ranking("accounts", "Top accounts by cost", groups, lambda each: each.account),
+        _ranking("tags", "Top tags by cost", groups, lambda each: NONE if each.tag is None else each.tag),
+    ]
+
+
+def _split(requests: Numbers, failed: Numbers) -> dict[str, Numbers]:
+    return {
+        "answered": [(each or 0) - (bad or 0) for each, bad in zip(requests, failed, strict=True)],
+        "failed (HTTP 400 and above)": failed,
+    }
+
+
+def _shares(part: Numbers, whole: Numbers) -> Numbers:
+    return [100 * (one or 0) / of if of else None for one, of in zip(part, whole, strict=True)]
+
+
+def _by_model(spent: Iterable[Spent], names: Sequence[str], value: Callable[[Spent], float]) -> dict[str, Numbers]:
+    place = {name: number for number, name in enumerate(names)}
+    series: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(names))
+    costs: dict[str, float] = defaultdict(float)
+    for each in spent:
+        if each.step in place:
+            series[each.model][place[each.step]] += value(each)
+            costs[each.model] += each.cost
+    ranked = sorted(series, key=lambda model: (-costs[model], model))  # so that a model has one colour everywhere
+    chosen: dict[str, Numbers] = {model: [*series[model]] for model in ranked[:TOP] if any(series[model])}
+    if rest := [series[model] for model in ranked[TOP:]]:
+        chosen[REST] = [sum(numbers) for numbers in zip(*rest, strict=True)]
+    return chosen
+
+
+def _ranking(name: str, title: str, groups: Iterable[Group], key: Callable[[Group], str]) -> Chart:
+    costs: dict[str, float] = defaultdict(float)
+    for each in groups:
+        costs[key(each)] += each.cost
+    ranked = sorted(costs, key=lambda one: (-costs[one], one))[:RANKED]
+    return Chart(name, title, "USD", "ranking", ranked, {"cost": [costs[one] for one in ranked]})

@@ -1,0 +1,296 @@
+"""Pages: what Datasette shows of a ledger beside its tables.
+
+Room: web. Imports Datasette and the ledger's reading side. Promises that whatever comes from traffic is shown as the
+text it is, that a page asks no other host for anything, and that the event loop reads no ledger.
+"""
+
+import asyncio
+import csv
+import io
+import json
+import shlex
+from collections.abc import Awaitable, Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from datasette import hookimpl
+from datasette.app import Datasette
+from datasette.utils import tilde_decode, tilde_encode
+from datasette.utils.asgi import NotFound, Request, Response
+from markupsafe import Markup, escape
+
+from usage_ledger.ledger import overview as overview_of
+from usage_ledger.ledger.bill import last_reconciliation
+from usage_ledger.ledger.columns import ITERATION_COLUMNS
+from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.reading import Reader, open_for_reading
+from usage_ledger.ledger.revisions import COLUMNS as REVISION_COLUMNS
+from usage_ledger.web.charts import Chart, charts_of, shown
+
+LEDGER = "ledger"
+"""What Datasette calls the database."""
+
+DAYS = 30
+"""The overview begins so many days ago, unless somebody says otherwise."""
+
+QUEUE = 50
+"""Rows of the review queue on a page."""
+
+type Scope = dict[str, Any]
+type App = Callable[[Scope, Any, Any], Awaitable[None]]
+
+_HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+"""No page may ask another host for anything, be shown within another page, or be kept."""
+
+_REQUESTS = {
+    "_sort_desc": "occurred_at",
+    "_facet": ["account_id", "api_key_hint", "model", "tag", "usage_state", "review_reason"],
+    "_col": [
+        *("occurred_at", "account_id", "api_key_hint", "model", "tag", "usage_state", "review_reason"),
+        *("input_tokens", "output_tokens", "cache_read_input_tokens", "total_tokens", "total_cost"),
+    ],
+}
+
+
+class Pages:
+    """A plugin of Datasette's, for one ledger."""
+
+    __name__ = "usage_ledger.web"  # plugins are modules, as a rule; in this one are its templates
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @hookimpl
+    def register_routes(self) -> list[tuple[str, Callable[..., Any]]]:
+        return [
+            (r"^/$", self.overview),
+            (r"^/overview/(?P<name>[a-z]+)\.(?P<form>csv|json)$", self.figure),
+            (r"^/review$", self.review),
+            (r"^/reconciliation$", self.reconciliation),
+        ]
+
+    @hookimpl
+    def asgi_wrapper(self) -> Callable[[App], App]:
+        return _guarded
+
+    @hookimpl(tryfirst=True)
+    def render_cell(self, value: object, column: str, table: str | None) -> object:
+        """Show a cell as the text it is. (Datasette would make a link of what looks like an address.)"""
+        if value is None:
+            return Markup('<span class="none">-</span>')
+        if table == "usage_records" and column == "id":
+            return None  # Datasette's own link to the row
+        return escape(f"{value:,}" if isinstance(value, int) else str(value))
+
+    @hookimpl
+    def prepare_jinja2_environment(self, env: Any) -> None:
+        env.filters["urlencode_lists"] = lambda query: urlencode(query, doseq=True)
+        env.filters["tilde"] = tilde_encode
+        env.globals |= {"ledger_path": str(self._path), "requests_query": _REQUESTS}
+
+    @hookimpl
+    def extra_template_vars(self, view_name: str, table: str | None, request: Request | None) -> object:
+        async def told() -> dict[str, object]:
+            if view_name != "row" or table != "usage_records" or request is None:
+                return {}
+            row_id = tilde_decode(request.url_vars["pks"])
+            return await self._read(lambda reader: _beside(reader, row_id))
+
+        return told
+
+    async def _read[T](self, read: Callable[[Reader], T]) -> T:
+        """Read the ledger in a thread, over a connection of its own."""
+
+        def reading() -> T:
+            with open_for_reading(self._path) as reader:
+                return read(reader)
+
+        try:
+            return await asyncio.to_thread(reading)
+        except LedgerError as error:
+            raise NotFound(str(error)) from error
+
+    # Overview.
+
+    async def overview(self, datasette: Datasette, request: Request) -> Response:
+        since, until, wrong = _span(request)
+        now, (found, charts) = await asyncio.gather(self._read(overview_of.now), self._charts(since, until))
+        by_name = {chart.name: chart for chart in charts}
+        cost = sum(number or 0 for numbers in by_name["cost"].series.values() for number in numbers)
+        requests = sum(number or 0 for numbers in by_name["requests"].series.values() for number in numbers)
+        query = f"since={since.date()}&until={(until - timedelta(days=1)).date()}"
+        return await _page(
+            datasette,
+            request,
+            "usage_overview.html",
+            now=now,
+            today=f"{now.today:,.4f}",
+            cost=shown(cost, "USD"),
+            unpriced=sum(each.unpriced for each in found),
+            requests=f"{requests:,.0f}",
+            charts=[(chart, Markup(chart.drawing()), _cells(chart)) for chart in charts],  # noqa: S704 - pygal's XML
+            since=since.date(),
+            until=(until - timedelta(days=1)).date(),
+            query=query,
+            wrong=wrong,
+            spans=[(days, date.today() - timedelta(days=days - 1)) for days in (1, 7, 30, 90)],  # noqa: DTZ011
+        )
+
+    async def _charts(self, since: datetime, until: datetime) -> tuple[list[overview_of.Group], list[Chart]]:
+        step = overview_of.step_of(since, until)
+        cut = overview_of.middle(since, until, step)
+        first, last, half = format_moment(since), format_moment(until), format_moment(cut)
+        # Two passes at a time, each over a half of the rows: SQLite reads without Python's lock.
+        one, other, waits = await asyncio.gather(
+            self._read(lambda reader: overview_of.groups(reader, first, half, step)),
+            self._read(lambda reader: overview_of.groups(reader, half, last, step)),
+            self._read(lambda reader: overview_of.waits(reader, first, last, step)),
+        )
+        spent = await self._read(lambda reader: overview_of.spent(reader, first, last, step, one + other))
+        found = one + other
+        return found, charts_of(overview_of.steps(since, until, step), found, spent, waits)
+
+    async def figure(self, request: Request) -> Response:
+        """A figure of the overview by itself, as CSV or JSON."""
+        since, until, _ = _span(request)
+        charts = {chart.name: chart for chart in (await self._charts(since, until))[1]}
+        chart = charts.get(request.url_vars["name"])
+        if chart is None:
+            raise NotFound("there is no such figure")
+        head, *rows = chart.rows()
+        if request.url_vars["form"] == "json":
+            return Response.json([dict(zip(map(str, head), row, strict=True)) for row in rows])
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\r\n").writerows([head, *rows])
+        return Response(out.getvalue(), content_type="text/csv; charset=utf-8")
+
+    # Review.
+
+    async def review(self, datasette: Datasette, request: Request) -> Response:
+        reason, after = request.args.get("reason") or "", request.args.get("after") or ""
+        reasons, rows = await self._read(lambda reader: _queue(reader, reason, after))
+        return await _page(
+            datasette,
+            request,
+            "usage_review.html",
+            reasons=reasons,
+            reason=reason,
+            rows=[{**row, "line": _backfill_line(str(row["id"]), self._path)} for row in rows[:QUEUE]],
+            after=rows[QUEUE - 1]["id"] if len(rows) > QUEUE else None,
+        )
+
+    # Reconciliation.
+
+    async def reconciliation(self, datasette: Datasette, request: Request) -> Response:
+        found = await self._read(last_reconciliation)
+        result = None if found is None else json.loads(found["result"])
+        return await _page(datasette, request, "usage_reconciliation.html", found=found, result=result)
+
+
+async def _page(datasette: Datasette, request: Request, template: str, **more: object) -> Response:
+    return Response.html(await datasette.render_template(template, more, request=request, view_name=template))
+
+
+def _span(request: Request) -> tuple[datetime, datetime, str]:
+    """Return the span that a page is asked for (days of UTC, the last one included), and what is wrong with it."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    since, until, wrong = today - timedelta(days=DAYS - 1), today, ""
+    try:
+        if told := request.args.get("since"):
+            since = datetime.combine(date.fromisoformat(told), datetime.min.time(), UTC)
+        if told := request.args.get("until"):
+            until = datetime.combine(date.fromisoformat(told), datetime.min.time(), UTC)
+        if not datetime(2000, 1, 1, tzinfo=UTC) <= since <= until <= datetime(2100, 1, 1, tzinfo=UTC):
+            raise ValueError("from after to")
+    except ValueError:
+        wrong = "the days cannot be read, or the first one is after the last; the last 30 days are shown"
+        since, until = today - timedelta(days=DAYS - 1), today
+    return since, until + timedelta(days=1), wrong
+
+
+def _cells(chart: Chart) -> list[list[str]]:
+    """Return a figure's table as it is read; the lines in which nothing happened are left out."""
+    head, *rows = chart.rows()
+    told = [[str(row[0]), *(shown(each, chart.unit) for each in row[1:])] for row in rows if any(row[1:])]  # type: ignore[arg-type]
+    return [[str(each) for each in head], *told]
+
+
+def _queue(reader: Reader, reason: str, after: str) -> tuple[list[tuple[str, int]], list[dict[str, object]]]:
+    """Return the reasons of the review queue, each with its rows, and the first rows behind one, newest first."""
+    table = reader.table()
+    reasons = reader.connection.execute(
+        f"SELECT coalesce(review_reason, '?'), count(*) FROM {table} "
+        "WHERE requires_manual_review = 1 GROUP BY 1 ORDER BY 2 DESC, 1"
+    ).fetchall()
+    names = ("id", "occurred_at", "account_id", "model", "usage_state", "review_reason", "request_id", "total_tokens")
+    found = reader.connection.execute(
+        f"SELECT {', '.join(names)} FROM {table} WHERE requires_manual_review = 1 "
+        "AND (?1 = '' OR coalesce(review_reason, '?') = ?1) "
+        f"AND (?2 = '' OR (occurred_at, id) < (SELECT occurred_at, id FROM {table} WHERE id = ?2)) "
+        "ORDER BY occurred_at DESC, id DESC LIMIT ?3",
+        (reason, after, QUEUE + 1),
+    )
+    return reasons, [dict(zip(names, row, strict=True)) for row in found]
+
+
+def _backfill_line(row_id: str, path: Path) -> str:
+    return (
+        f"usage-ledger backfill --id {shlex.quote(row_id)} --input-tokens N --output-tokens N "
+        f'--note "..." --db {shlex.quote(str(path))}'
+    )
+
+
+def _beside(reader: Reader, row_id: str) -> dict[str, object]:
+    """Return a row's iterations and its trail, each as a table."""
+    iterations = reader.iterations([row_id], ITERATION_COLUMNS)
+    names = [name for name in REVISION_COLUMNS if name not in ("record_id", "hash")]
+    trail = (
+        reader.connection.execute(
+            f"SELECT {', '.join(names)} FROM usage_revisions WHERE record_id = ? ORDER BY position",
+            (row_id,),
+        ).fetchall()
+        if reader.has_table("usage_revisions")
+        else []
+    )
+    return {
+        "iterations": [ITERATION_COLUMNS[1:], *(row[1:] for row in iterations)],
+        "trail": [names, *trail],
+    }
+
+
+def _guarded(app: App) -> App:
+    """Serve this machine's own browsers alone, and let pages ask no other host for anything.
+
+    A page elsewhere can make a browser ask here under a name of its own (DNS rebinding); it is refused by that name.
+    """
+
+    async def guarded(scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rpartition(":")[0] or ""
+        if host not in ("127.0.0.1", "localhost", "[::1]"):
+            await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"ask for 127.0.0.1"})
+            return
+
+        async def sending(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS]}
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return guarded

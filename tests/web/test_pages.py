@@ -1,0 +1,398 @@
+"""The pages: an operator, an auditor and a debugger look at a ledger in a real browser while proxies write to it."""
+
+import csv
+import io
+import json
+import os
+import shlex
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+from usage_ledger.ledger.record import Entry, IterationRow, Record
+from usage_ledger.ledger.store import Store
+
+from scripts.real_pages import serving
+from tests.browsing import needs_browser, open_page
+
+NOW = datetime.now(UTC)
+HOSTILE = '<img src="http://198.51.100.7/x" onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
+LINK = "https://198.51.100.7/evil"
+
+
+def record(number: int, **more: Any) -> Record:
+    """A request of today, or of so many days ago."""
+    moment = NOW - timedelta(days=more.pop("days", 0), seconds=number)
+    given: dict[str, Any] = {
+        "id": f"{number:013x}-aaaaaaaaaaaa",
+        "occurred_at": f"{moment:%Y-%m-%dT%H:%M:%S.000Z}",
+        "host": "api.anthropic.com",
+        "path": "/v1/messages",
+        "account_id": "acme",
+        "api_key_hint": "sk-ant-api03-R2D...igAA",
+        "credential_kind": "api_key",
+        "model": "claude-sonnet-4-6",
+        "usage_state": "complete",
+        "stop_reason": "end_turn",
+        "request_id": f"req_{number}",
+        "input_tokens": 1000,
+        "output_tokens": 500,
+        "cache_read_input_tokens": 3000,
+        "total_tokens": 4500,
+        "total_cost": "1.25",
+        "time_to_first_token_ms": 420,
+        "http_status": 200,
+        **more,
+    }
+    return Record(**given)
+
+
+FLAGGED: dict[str, Any] = {
+    "usage_state": "partial",
+    "requires_manual_review": 1,
+    "review_reason": "client_disconnected",
+    "total_cost": None,
+    "usage_raw": '{"input_tokens":1000}',
+    "metadata": '{"_partial_usage":true,"_requires_manual_review":true}',
+}
+
+
+def fill(path: Path, *records: Record, iterations: tuple[IterationRow, ...] = ()) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(Store(path, "normal", "abc")) as store:
+        store.write([Entry(each, [one for one in iterations if one.record_id == each.id]) for each in records], [])
+    return path
+
+
+def tool(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [sys.executable, "-m", "usage_ledger", *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code, done
+    return done
+
+
+ROWS = 12
+"""Rows of the ledger that is only looked at."""
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One ledger for all tests that only look; names and values as hostile as traffic can make them."""
+    with_iterations = record(7, model="claude-opus-4-6", input_tokens=300, output_tokens=30, total_tokens=330,
+                             cache_read_input_tokens=0, total_cost="3")  # fmt: skip
+    return fill(
+        tmp_path_factory.mktemp("pages") / "usage.db",
+        *(record(number, days=number % 3, account_id="acme" if number % 2 else "globex") for number in range(1, 7)),
+        with_iterations,
+        record(20, days=1, tag="nightly", **FLAGGED),
+        record(21, days=1, http_status=529, usage_state="none", total_cost="0", total_tokens=0),
+        record(22, days=40, account_id="of-long-ago"),
+        record(23, model=HOSTILE, account_id=LINK, tag=HOSTILE, total_cost=None),
+        record(24, model=HOSTILE, account_id=LINK, tag=HOSTILE),
+        iterations=(
+            IterationRow(with_iterations.id, 0, "message", "claude-opus-4-6", 1, 100, 10, total_cost="1"),
+            IterationRow(with_iterations.id, 1, "advisor", "claude-haiku-4-5", 1, 200, 20, total_cost="2"),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def address(ledger: Path) -> Iterator[str]:
+    with serving(ledger) as address:
+        yield address
+
+
+def get(url: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+PAGES = ["/", "/?since=2026-01-01&until=2026-02-01", "/review", "/reconciliation", "/ledger", "/ledger/usage_records"]
+
+
+@needs_browser
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_page_renders_and_asks_no_other_host(address: str, path: str, scheme: str) -> None:
+    with open_page(address + path, color_scheme=scheme) as page:
+        assert page.locator("h1").first.is_visible()
+        assert page.title() != "owned"
+        colours = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
+        dark, light = sorted(colours, key=lambda colour: sum(map(int, colour[4:-1].split(","))))
+        assert colours == ([dark, light] if scheme == "dark" else [light, dark])
+
+
+@needs_browser
+@pytest.mark.parametrize("path", ["/", "/review"])
+def test_a_phone_has_room_for_it(address: str, path: str) -> None:
+    with open_page(address + path, width=390) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@needs_browser
+def test_every_chart_has_marks_and_its_numbers_beside_them(address: str) -> None:
+    with open_page(address) as page:
+        names = page.locator("figure.usage-chart").evaluate_all("all => all.map(each => each.id)")
+        assert len(names) == 9
+        for name in names:
+            assert page.locator(f"#{name} svg .series").locator("rect, circle, path").count() > 0, name
+            assert page.locator(f"#{name} table tbody tr").count() > 0, name
+        # The tokens of an advisor stand under its own model, and cost as much as they did.
+        cells = page.locator("#chart-cost table thead th").all_text_contents()
+        assert "claude-haiku-4-5" in cells
+        last = page.locator("#chart-cost table tbody tr").last.locator("td").all_text_contents()
+        assert dict(zip(cells, last, strict=True))["claude-haiku-4-5"] == "$2.00"
+
+
+@needs_browser
+def test_the_numbers_an_operator_needs_are_on_top(address: str) -> None:
+    with open_page(address) as page:
+        assert page.locator("#flagged-now").inner_text() == "1"
+        assert page.locator("#unpriced").inner_text() == "1"
+        assert page.locator("#cost-today").inner_text().startswith("$")
+        page.locator("#flagged-now a").click()
+        expect(page.locator("tbody tr")).to_have_count(1)
+
+
+@needs_browser
+def test_the_days_apply_to_all_of_it(address: str) -> None:
+    with open_page(address) as page:
+        before = int(page.locator("#requests").inner_text())
+        page.locator("input[name=since]").fill(f"{NOW - timedelta(days=50):%Y-%m-%d}")
+        page.get_by_role("button", name="Show").click()
+        expect(page.locator("#requests")).to_have_text(str(before + 1))
+        assert "of-long-ago" in page.locator("#chart-accounts table").text_content()  # type: ignore[operator]
+        href = page.locator("#chart-accounts a", has_text="CSV").get_attribute("href")
+        assert "of-long-ago" in get(f"{address}{href}")[1]
+
+
+@pytest.mark.parametrize(
+    "query", ["since=yesterday", "since=2026-13-01", "since=2026-05-02&until=2026-05-01", "since=9999-12-31"]
+)
+def test_days_that_cannot_be_are_told(address: str, query: str) -> None:
+    status, text = get(f"{address}/?{query}")
+    assert status == 200
+    assert "the days cannot be read" in text
+
+
+def test_figures_are_there_as_csv_and_json(address: str) -> None:
+    for name in ("cost", "tokens", "kinds", "cache", "requests", "flagged", "waits", "accounts", "tags"):
+        status, text = get(f"{address}/overview/{name}.csv")
+        lines = list(csv.reader(io.StringIO(text)))
+        assert (status, len({len(line) for line in lines})) == (200, 1)
+        rows = json.loads(get(f"{address}/overview/{name}.json")[1])
+        assert len(rows) == len(lines) - 1
+        assert [str(value) for value in rows[-1]] == lines[0]
+    assert get(f"{address}/overview/nothing.csv")[0] == 404
+
+
+@needs_browser
+def test_a_reload_shows_what_was_written_meanwhile(tmp_path: Path) -> None:
+    ledger = fill(tmp_path / "usage.db", record(1))
+    with serving(ledger) as address, open_page(address) as page:
+        assert page.locator("#requests").inner_text() == "1"
+        fill(ledger, record(2), record(3, **FLAGGED))
+        page.reload()
+        assert page.locator("#requests").inner_text() == "3"
+        assert page.locator("#flagged-now").inner_text() == "1"
+        page.goto(f"{address}/ledger/usage_records")
+        assert page.locator("table.rows-and-columns tbody tr").count() == 3
+
+
+@needs_browser
+def test_requests_are_filtered_by_facets(address: str) -> None:
+    with open_page(address) as page:
+        page.get_by_role("link", name="Requests", exact=True).click()
+        for facet in ("account_id", "api_key_hint", "model", "tag", "usage_state", "review_reason"):
+            expect(page.locator(f".facet-info[data-column={facet}]")).to_have_count(1)
+        rows = page.locator("table.rows-and-columns tbody tr")
+        expect(rows).to_have_count(ROWS)
+        page.locator(".facet-info[data-column=usage_state] a", has_text="partial").first.click()
+        expect(rows).to_have_count(1)
+
+
+@needs_browser
+def test_what_comes_from_traffic_is_text_and_nothing_else(address: str) -> None:
+    with open_page(f"{address}/ledger/usage_records?_sort=occurred_at&_facet=model&_facet=tag") as page:
+        assert page.title() != "owned"
+        assert page.locator("td.col-model", has_text="onerror").count() == 2
+        assert page.locator("td.col-account_id a").count() == 0
+        assert page.locator("img").count() == 0
+        page.goto(f"{address}/ledger/usage_records/{record(23).id}")
+        assert page.locator("td", has_text="onerror").count() >= 2
+        page.goto(address)
+        assert page.locator("img").count() == 0
+        assert HOSTILE[:20] in page.locator("#chart-tags table").text_content()  # type: ignore[operator]
+
+
+@needs_browser
+def test_a_row_opens_to_its_columns_its_iterations_and_its_trail(tmp_path: Path, address: str) -> None:
+    with open_page(f"{address}/ledger/usage_records/{record(7).id}") as page:
+        assert page.locator("table.usage-row th").count() > 40
+        assert page.locator("#iterations + div tbody tr").count() == 2
+        assert "nothing has changed it" in page.locator("#trail + p").inner_text()
+    ledger = fill(tmp_path / "usage.db", record(1, **FLAGGED))
+    tool("review", "accept", record(1).id, "--note", "<b>never billed</b>", "--db", ledger)
+    with serving(ledger) as other, open_page(f"{other}/ledger/usage_records/{record(1).id}") as page:
+        assert "<b>never billed</b>" in page.locator("#trail + div tbody tr").inner_text()
+
+
+@needs_browser
+def test_the_line_in_the_review_queue_fills_the_row_in(tmp_path: Path) -> None:
+    ledger = fill(tmp_path / "a folder's" / "usage.db", record(1, **FLAGGED), record(2, **FLAGGED))
+    with serving(ledger) as address, open_page(f"{address}/review") as page:
+        line = page.locator("code.usage-line").first.inner_text()
+        words = shlex.split(line.replace(" N ", " 7 ", 2).replace("...", "from the Console"))
+        assert words[0] == "usage-ledger"
+        tool(*words[1:])
+        page.reload()
+        assert page.locator("tbody tr").count() == 1
+
+
+@needs_browser
+def test_a_long_queue_has_pages(tmp_path: Path) -> None:
+    ledger = fill(tmp_path / "usage.db", *(record(number, **FLAGGED) for number in range(120)))
+    seen: list[str] = []
+    with serving(ledger) as address, open_page(f"{address}/review?reason=client_disconnected") as page:
+        for _ in range(3):
+            seen += page.locator("tbody tr td:first-child a").evaluate_all("all => all.map(each => each.href)")
+            if page.get_by_role("link", name="older ones").count():
+                page.goto(f"{address}{page.get_by_role('link', name='older ones').get_attribute('href')}")
+    assert (len(seen), len(set(seen))) == (120, 120)
+
+
+BILL = (
+    "usage_date_utc,model_version,api_key,workspace,usage_type,context_window,usage_input_tokens_no_cache,"
+    "usage_input_tokens_cache_write_5m,usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,"
+    "usage_output_tokens,web_search_count,inference_geo,speed\n"
+    "2026-11-01,claude-sonnet-4-6,one,Default,message,≤ 200k,1400,0,0,3000,500,0,,\n"
+)
+
+
+@needs_browser
+def test_the_latest_reconciliation_is_shown(tmp_path: Path, address: str) -> None:
+    with open_page(f"{address}/reconciliation") as page:
+        assert "not compared with the bill yet" in page.inner_text("section.content")
+    ledger = fill(tmp_path / "usage.db", record(1, occurred_at="2026-11-01T08:00:00.000Z"))
+    bill = tmp_path / "bill.csv"
+    bill.write_text(BILL, encoding="utf-8")
+    tool("import", bill, "--db", ledger)
+    tool("reconcile", "--since", "2026-11-01", "--until", "2026-11-02", "--db", ledger, code=1)
+    with serving(ledger) as other, open_page(f"{other}/reconciliation") as page:
+        lines = page.locator("tbody tr").all_inner_texts()
+        assert any("input_tokens" in line and "1,000" in line and "1,400" in line for line in lines), lines
+        assert "left unexplained" in page.inner_text("section.content")
+
+
+# Nobody else, and nothing but reading.
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8484", "127.0.0.1.evil.example:80", ""])
+def test_a_name_that_is_not_this_machines_is_refused(address: str, host: str) -> None:
+    assert get(f"{address}/", Host=host)[0] in (400, 421)
+
+
+def test_it_listens_on_this_machine_alone(address: str) -> None:
+    port = int(address.rpartition(":")[2])
+    with socket.socket() as client:
+        client.settimeout(2)
+        assert client.connect_ex(("127.0.0.2", port)) != 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ledger.db",
+        "/ledger?sql=delete+from+usage_records",
+        "/ledger?sql=pragma+query_only%3D0",
+        "/ledger?sql=attach+%27x%27+as+y",
+    ],
+)
+def test_nothing_can_be_written_or_taken_away(ledger: Path, address: str, path: str) -> None:
+    status, _ = get(address + path)
+    assert status >= 400
+    with closing(sqlite3.connect(ledger)) as connection:
+        assert connection.execute("SELECT count(*) FROM usage_records").fetchone() == (ROWS,)
+
+
+def test_a_page_may_not_be_shown_within_another_nor_ask_elsewhere(address: str) -> None:
+    with urllib.request.urlopen(address) as answer:
+        policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+def test_what_is_not_there_is_not_found(address: str) -> None:
+    for path in ("/nothing", "/ledger/nothing", "/ledger/usage_records/nothing"):
+        status, text = get(address + path)
+        assert status == 404
+        assert "Traceback" not in text
+
+
+# What goes wrong.
+
+
+def test_a_port_that_is_taken_is_told(ledger: Path, address: str) -> None:
+    port = address.rpartition(":")[2]
+    done = tool("serve", "--port", port, "--db", ledger, code=2)
+    assert done.stderr.startswith(f"usage-ledger: cannot listen on port {port} (")
+    assert (done.stderr.count("\n"), done.stdout) == (1, "")
+
+
+def test_without_a_ledger_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("Dear diary")
+    for path, words in (("none.db", "there is no ledger at"), ("text", "not a usage ledger"), (".", "is a folder")):
+        done = tool("serve", "--db", tmp_path / path, code=2)
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_without_the_extra_one_line_says_what_to_install(ledger: Path, tmp_path: Path) -> None:
+    (tmp_path / "datasette.py").write_text("raise ImportError('no datasette')")
+    done = subprocess.run(
+        [sys.executable, "-m", "usage_ledger", "serve", "--db", str(ledger)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "pip install 'claude-usage-ledger[web]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_path_with_anything_in_it_can_be_served(tmp_path: Path) -> None:
+    ledger = fill(tmp_path / "50% of #1? yes&no" / "usage.db", record(1))
+    with serving(ledger) as address:
+        assert '<dd id="requests">1</dd>' in get(address)[1]
+
+
+def test_it_ends_when_it_is_told_to(ledger: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "usage_ledger", "serve", "--port", "0", "--db", str(ledger)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.terminate()
+    _, told = process.communicate(timeout=20)
+    assert process.returncode in (0, 143)
+    assert "Traceback" not in told
