@@ -4,6 +4,7 @@ Room: web. Imports pygal and the ledger's overview. Promises that text from traf
 that each drawing can be read without its colours: what it shows is also there as a table.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,13 @@ class Chart:
 
     @property
     def _height(self) -> int:
-        return 60 + 26 * max(4, len(self.labels)) if self.kind == "ranking" else 280 + 22 * (len(self.series) // 4)
+        if self.kind == "ranking":
+            return 60 + 26 * max(4, len(self.labels))
+        return 282 + 22 * math.ceil(len(self.series) / self._legend_columns)
+
+    @property
+    def _legend_columns(self) -> int:
+        return 2 if len(self.series) == 4 else max(1, min(3, len(self.series)))
 
     def drawing(self) -> str:
         """Draw it as SVG, to stand in a page."""
@@ -79,8 +86,10 @@ class Chart:
             if self.kind == "ranking"
             else 280 + 22 * (len(self.series) // 4),
             margin=8,
+            # pygal leaves room for the full lines of a legend alone.
+            margin_bottom=8 + (22 if len(self.series) % self._legend_columns else 0),
             legend_at_bottom=True,
-            legend_at_bottom_columns=4,
+            legend_at_bottom_columns=self._legend_columns,
             show_legend=len(self.series) > 1,
             truncate_legend=28,
             truncate_label=28,
