@@ -24,8 +24,9 @@ def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command
     """Each command with its full name, subcommands after their group."""
     with click.Context(group, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH) as context:
         yield name, group, context
-        for each in sorted(group.commands):
-            command = group.commands[each]
+        for each in group.list_commands(context):
+            command = group.get_command(context, each)
+            assert command is not None
             if isinstance(command, click.Group):
                 yield from commands(command, f"{name} {each}")
             else:

@@ -1,7 +1,8 @@
 """The `usage-ledger` command: its group, and how every failure a person can cause ends.
 
-Room: cli. Imports click and the command modules. Promises: data on stdout and talk on stderr; one line and exit code 2
-for wrong usage, unusable input or nowhere to write to, never a traceback; a pipe that closes early is not an error.
+Room: cli. Imports click, and the module of the command that runs. Promises: data on stdout and talk on stderr; one line
+and exit code 2 for wrong usage, unusable input or nowhere to write to, never a traceback; a pipe that closes early is
+not an error.
 """
 
 import os
@@ -9,31 +10,13 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, TextIO
 
 import click
 
 from usage_ledger import __version__
-from usage_ledger.cli.archive import archive
-from usage_ledger.cli.backfill import backfill
-from usage_ledger.cli.backup import backup
-from usage_ledger.cli.check import check
-from usage_ledger.cli.close import close
-from usage_ledger.cli.export import export
-from usage_ledger.cli.fetch import fetch
-from usage_ledger.cli.import_ import import_
-from usage_ledger.cli.inspect import inspect
 from usage_ledger.cli.output import FOUND, on_one_line
-from usage_ledger.cli.price import price
-from usage_ledger.cli.pull import pull
-from usage_ledger.cli.push import push
-from usage_ledger.cli.reconcile import reconcile
-from usage_ledger.cli.redact import redact
-from usage_ledger.cli.review import review
-from usage_ledger.cli.rows import rows
-from usage_ledger.cli.serve import serve
-from usage_ledger.cli.summary import summary
-from usage_ledger.cli.verify import verify
 from usage_ledger.ledger.marks import LedgerError
 
 
@@ -56,7 +39,27 @@ def _readers_may_leave(context: click.Context | None = None) -> Iterator[None]:
         raise _EnoughError(context.meta.get(FOUND, 0) if context is not None else 0) from error
 
 
+COMMANDS = {
+    name: f"usage_ledger.cli.{'import_' if name == 'import' else name}"
+    for name in (
+        *("archive", "backfill", "backup", "check", "close", "export", "fetch", "import", "inspect", "price", "pull"),
+        *("push", "reconcile", "redact", "review", "rows", "serve", "summary", "verify"),
+    )
+}
+"""The commands, each with its module, in which it has the module's name; it is loaded once somebody asks for it."""
+
+
 class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature, as the next one's
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), module.rpartition(".")[2])
+        return command
+
     def make_context(self, *arguments: Any, **more: Any) -> click.Context:
         with _readers_may_leave():  # --help and --version are answered in here
             return super().make_context(*arguments, **more)
@@ -76,27 +79,6 @@ def main() -> None:
     The rows are written by the proxy (mitmdump -s addon/usage.py). Every command takes --db PATH; without it the
     ledger is $USAGE_LEDGER_DB, else usage-ledger/usage.db in your data folder.
     """
-
-
-main.add_command(archive)
-main.add_command(backfill)
-main.add_command(backup)
-main.add_command(check)
-main.add_command(close)
-main.add_command(export)
-main.add_command(fetch)
-main.add_command(import_)
-main.add_command(inspect)
-main.add_command(price)
-main.add_command(pull)
-main.add_command(push)
-main.add_command(serve)
-main.add_command(reconcile)
-main.add_command(redact)
-main.add_command(review)
-main.add_command(rows)
-main.add_command(summary)
-main.add_command(verify)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
