@@ -145,10 +145,9 @@ class _Merge:
         revisions.append(self._connection, SOURCE, made)
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        encode = msgspec.json.encode
-        self._connection.execute(statements.INSERT_NEW, (encode([entry.record for entry in entries]).decode(),))
+        statements.write(self._connection, statements.insert_new, (entry.record for entry in entries))
         iterations = [iteration for entry in entries for iteration in entry.iterations]
-        self._connection.execute(statements.INSERT_ITERATIONS, (encode(iterations).decode(),))
+        self._connection.execute(statements.INSERT_ITERATIONS, (msgspec.json.encode(iterations).decode(),))
 
     def _replace(self, replaced: Sequence[Theirs], reopen: bool) -> None:
         changes = []

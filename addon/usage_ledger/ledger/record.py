@@ -1,7 +1,7 @@
 """The record: one row of `usage_records`, as everything outside this room builds it.
 
-Room: ledger. Imports `msgspec` only. A record is encoded as a JSON array of its columns in table order, so a whole
-batch crosses into SQLite as one bound text (`writer`).
+Room: ledger. Imports `msgspec` only. A record's fields are the columns in table order, in which they are bound to the
+statements that write rows (`statements`), and in which a spilled row is a JSON array (`spill`).
 """
 
 import msgspec

@@ -1,12 +1,19 @@
-"""The statements that write rows. Each takes a whole batch as one JSON text.
+"""The statements that write rows. Each takes a whole batch.
 
 Room: ledger. Imports its neighbours in this room. One statement a batch crosses into SQLite once, so the interpreter
-lock is given up once and the proxy's event loop is not disturbed per row. Promises that a row is never replaced by a
+lock is given up once and the proxy's event loop is not disturbed per row. Values of records are bound one by one, which
+takes a third of the time of one JSON text that SQLite takes apart. Promises that a row is never replaced by a
 worse one: corrected > complete > none > partial > missing > pending, and that a row of the same worth changes nothing
 (but a partial row takes a larger lower bound, and a pending row what its own writer has learnt since).
 """
 
+import sqlite3
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import batched
 from typing import Any
+
+from msgspec.structs import astuple
 
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.record import Record
@@ -43,13 +50,38 @@ _BETTER = f"""
             AND {_OLD}.writer = {_NEW}.writer AND ({_NEW}.usage_raw IS NOT NULL OR {_OLD}.usage_raw IS NULL))
     )
 """
-_INSERT = f"INSERT INTO usage_records ({', '.join(COLUMNS)}) SELECT {_values(COLUMNS)} FROM json_each(?1) WHERE true"
+_ROW = f"({', '.join('?' * len(COLUMNS))})"
 
-UPSERT = f"{_INSERT} ON CONFLICT(id) DO UPDATE SET {_SET} WHERE {_BETTER}"
-"""Write records (a JSON array of arrays); worse ones than the ledger holds change nothing."""
+AT_ONCE = 16
+"""Records that one statement writes; there is one for each number of them."""
 
-INSERT_NEW = f"{_INSERT} ON CONFLICT(id) DO NOTHING"
-"""Write records that may only add rows."""
+
+def _insert(count: int) -> str:
+    return f"INSERT INTO usage_records ({', '.join(COLUMNS)}) VALUES {', '.join([_ROW] * count)}"
+
+
+@cache
+def upsert(count: int) -> str:
+    """Write so many records; worse ones than the ledger holds change nothing."""
+    return f"{_insert(count)} ON CONFLICT(id) DO UPDATE SET {_SET} WHERE {_BETTER}"
+
+
+@cache
+def insert_new(count: int) -> str:
+    """Write so many records, which may only add rows."""
+    return f"{_insert(count)} ON CONFLICT(id) DO NOTHING"
+
+
+def values(records: Iterable[Record]) -> list[Any]:
+    """Return what is bound to a statement for these records."""
+    return [value for record in records for value in astuple(record)]
+
+
+def write(connection: sqlite3.Connection, statement: Callable[[int], str], records: Iterable[Record]) -> None:
+    """Write records with `upsert` or `insert_new`; more than `AT_ONCE` of them in a transaction of the caller's."""
+    for some in batched(records, AT_ONCE):
+        connection.execute(statement(len(some)), values(some))
+
 
 INSERT_ITERATIONS = (
     f"INSERT INTO usage_iterations ({', '.join(ITERATION_COLUMNS)}) "

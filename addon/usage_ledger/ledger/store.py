@@ -78,7 +78,8 @@ class Store:
 
     def write(self, entries: list[Entry], withdrawn: list[str]) -> None:
         """Write a batch of entries, in their order, and remove withdrawn pending rows: all of it or nothing."""
-        if not withdrawn and all(map(_is_plain, entries)) and not any(map(_may_be_known, entries)):
+        is_one_statement = len(entries) <= statements.AT_ONCE and not withdrawn
+        if is_one_statement and all(map(_is_plain, entries)) and not any(map(_may_be_known, entries)):
             self._upsert(entries)
             return
         with self.transaction():
@@ -106,14 +107,14 @@ class Store:
         self.connection.execute("COMMIT")
 
     def _upsert(self, entries: list[Entry]) -> None:
-        self.connection.execute(statements.UPSERT, (_as_json([entry.record for entry in entries]),))
+        statements.write(self.connection, statements.upsert, (entry.record for entry in entries))
 
     def _write_special(self, entry: Entry) -> None:
         """Write an entry that has to find its row first, may only add one, or has iterations."""
         if entry.identify:
             self._identify(entry)
-        statement = statements.INSERT_NEW if entry.only_new else statements.UPSERT
-        changed = self.connection.execute(f"{statement} RETURNING id", (_as_json([entry.record]),)).fetchall()
+        statement = (statements.insert_new if entry.only_new else statements.upsert)(1)
+        changed = self.connection.execute(f"{statement} RETURNING id", statements.values([entry.record])).fetchall()
         if changed and entry.iterations:
             self.connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
 

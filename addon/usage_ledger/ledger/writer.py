@@ -202,11 +202,10 @@ class Writer:
             return False
         count = len(self._backlog)
         try:
-            writes = bool(self._backlog or self._backlog_withdrawn)
-            store = self._ready_store(looks=not writes)  # `_write_to` looks afterwards, and each look takes a while
+            store = self._ready_store()
             if time.monotonic() - self._looked_at > LOOK_SECONDS:
                 self._settle_dead_writers(store)
-            if writes:
+            if self._backlog or self._backlog_withdrawn:
                 self._write_to(store)
             elif self.trouble:
                 store.probe()
@@ -235,9 +234,9 @@ class Writer:
             store = self._ready_store()
         raise LedgerError("its files are replaced again and again; is it on a network file system?")
 
-    def _ready_store(self, looks: bool = True) -> Store:
-        """Return the open store; open it (again) where it is not, or where its file was replaced or removed."""
-        if self._store is not None and looks and not self._store.is_current():
+    def _ready_store(self) -> Store:
+        """Return the open store; open it (again) where it is not, or where the file was replaced or removed."""
+        if self._store is not None and not self._store.is_current():
             self._close_store()
         if self._store is None:
             make_private_folder(self.path.parent)
