@@ -46,7 +46,10 @@ GROUPS = {
     "client": "client(CAST(CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$.user_agent') END AS BLOB))",
     "host": "host",
 }
-"""What rows can be added up by, in SQL."""
+"""What rows can be added up by, in SQL. Days and hours of UTC are there as they are told (`_OF_UTC`)."""
+
+_OF_UTC = {"day": "substr(occurred_at, 1, 10)", "hour": "replace(substr(occurred_at, 1, 13), 'T', ' ')"}
+"""SQL instead of a call into Python for each row."""
 
 
 class Sums(NamedTuple):
@@ -105,7 +108,8 @@ def summarize(
     iterations = reader.table("usage_iterations", ("total_cost",))
     source = _parts(reader.table(), iterations, where) if "model" in by else _rows(reader.table(), where)
     counts = ", ".join(f"sum({name})" for name in COUNTS)
-    keys = ", ".join(f"{GROUPS[name]} AS key_{place}" for place, name in enumerate(by))
+    told = GROUPS if zone is not None else GROUPS | _OF_UTC
+    keys = ", ".join(f"{told[name]} AS key_{place}" for place, name in enumerate(by))
     order = ", ".join(f"key_{place}" for place, _ in enumerate(by))
     found = connection.execute(
         f"""
@@ -185,10 +189,7 @@ def _register(connection: sqlite3.Connection, zone: tzinfo | None) -> None:
 
     def hour(raw: bytes | None) -> str | None:
         try:
-            text = (raw or b"").decode()
-            if zone is None:
-                return text[:13].replace("T", " ")
-            moment = datetime.fromisoformat(text).astimezone(zone)
+            moment = datetime.fromisoformat((raw or b"").decode()).astimezone(zone)
         except (ValueError, OverflowError):  # another program wrote it
             return None
         # When summer time ends, a clock shows an hour twice: the second one has its offset.
