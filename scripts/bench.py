@@ -7,6 +7,7 @@ two, round by round: sides are measured in turn (A B C, A B C, ...), so that a n
 import json
 import os
 import platform
+import re
 import sqlite3
 import subprocess
 import sys
@@ -271,9 +272,12 @@ def push(folder: Path, rows: int) -> Iterator[Line]:
     """Rows pushed into a real PostgreSQL, beside psql."""
     command = [sys.executable, "-m", "scripts.simulate", "--pushers", "1", "--rows", str(min(rows, 200_000))]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    ours, theirs = (float(line.split()[-3 if "session" not in line else 4].replace(",", "")) for line in told[1:3])
+    ours, theirs = (float(_RATE.search(line)[1].replace(",", "")) for line in told[1:3])  # type: ignore[index]
     what = f"push of {min(rows, 200_000):,} rows, rows/s, beside psql \\copy"
     yield what, f"{ours:,.0f}", f"{theirs:,.0f}", f"{theirs / ours:.2f} times as long", "<= 2"
+
+
+_RATE = re.compile(r"([0-9,]+) rows/s")
 
 
 def page(folder: Path, rows: int) -> Iterator[Line]:
