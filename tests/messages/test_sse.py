@@ -6,23 +6,38 @@ from collections.abc import Iterable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from usage_ledger.messages import Ending, MessageReader, State
+from usage_ledger.messages import Ending, MessageReader, State, reader
 from usage_ledger.messages.sse import EVENT_LIMIT, Event, EventReader
 
 from scripts.fake_console import NORMAL, START_USAGE, STOP, delta, start, text
 
 MARKERS = (b"message_", b'"usage"', b"error")
+HINTS = (b"sage", b"error")
 A = b"event: message_a\ndata: 1\n\n"
 B = b"event: message_b\ndata: 2\n\n"
 BOM = b"\xef\xbb\xbf"
 
 
 def read(chunks: Iterable[bytes], ends: bool = True) -> list[tuple[bytes, bytes]]:
-    reader = EventReader(MARKERS, once=b"content_block_delta", is_it=lambda _event: False)
-    events = [event for chunk in chunks for event in reader.feed(chunk)]
+    """Read a stream; and once more behind the first output, from where on whole events are passed over at a glance."""
+    pieces = list(chunks)
+    found = read_behind(b"", pieces, ends)
+    if not b"".join(pieces).startswith(BOM[:1]):  # which is one at the beginning alone
+        assert read_behind(b"data: content_block_delta\n\n", pieces, ends) == found
+    return found
+
+
+def read_behind(first: bytes, chunks: Iterable[bytes], ends: bool) -> list[tuple[bytes, bytes]]:
+    reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=lambda _event: bool(first))
+    events = [event for chunk in (first, *chunks) for event in reader.feed(chunk)]
     if ends:
         events += reader.finish()
     return [(event.name, event.data) for event in events]
+
+
+def test_each_marker_has_a_hint() -> None:
+    for markers, hints in ((MARKERS, HINTS), (reader._MARKERS, reader._HINTS)):
+        assert all(any(hint in marker for hint in hints) for marker in markers)
 
 
 def every_cut(stream: bytes) -> Iterator[list[bytes]]:
@@ -91,7 +106,7 @@ def test_what_is_looked_for_once_is_asked_about_until_it_is_found() -> None:
             asked.append(event.data[-1:])
             return event.data.endswith(b"2")
 
-        reader = EventReader(MARKERS, once=b"content_block_delta", is_it=is_it)
+        reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=is_it)
         events = [event.data for chunk in chunks for event in reader.feed(chunk)]
         assert (asked, events) == ([b"1", b"2"], [b"1", b"2"])
 
@@ -132,7 +147,7 @@ def test_line_ends_make_no_difference(lines: list[bytes], data: st.DataObject) -
 @pytest.mark.parametrize("opening", [b"data: ", b"event: message_x\ndata: ", b"", b'data: {"usage":'])
 @pytest.mark.parametrize("size", [1000, 100_000, 1_000_000])
 def test_an_event_that_never_ends_is_held_in_bounded_memory(opening: bytes, size: int) -> None:
-    reader = EventReader(MARKERS, once=b"content_block_delta", is_it=lambda _event: False)
+    reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=lambda _event: False)
     list(reader.feed(opening))
     chunk = b"x" * size
     tracemalloc.start()
@@ -155,7 +170,7 @@ def test_the_event_after_a_huge_one_is_read(size: int, line_end: bytes) -> None:
 
 def test_a_huge_event_that_lacks_its_end_is_not_taken_for_a_whole_one() -> None:
     chunks = [A, b"event: message_x\ndata: ", *([b"x" * 10_000] * 60)]
-    reader = EventReader(MARKERS, once=b"content_block_delta", is_it=lambda _event: False)
+    reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=lambda _event: False)
     events = [event for chunk in chunks for event in reader.feed(chunk)]
     events += reader.finish()
     assert [(event.name, event.truncated) for event in events] == [(b"message_a", False), (b"message_x", True)]
@@ -167,7 +182,7 @@ def test_a_huge_event_that_lacks_its_end_is_not_taken_for_a_whole_one() -> None:
 def test_a_marker_is_found_in_a_huge_event_wherever_it_is(place: int, ends: bytes, size: int) -> None:
     huge = b"event: odd\ndata: " + b"x" * place + b'"usage"' + b"x" * (EVENT_LIMIT * 2) + ends
     stream = A + huge + (B if ends else b"")
-    reader = EventReader(MARKERS, once=b"content_block_delta", is_it=lambda _event: False)
+    reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=lambda _event: False)
     events = [event for at in range(0, len(stream), size) for event in reader.feed(stream[at : at + size])]
     events += reader.finish()
     told = [(event.name, event.truncated) for event in events]

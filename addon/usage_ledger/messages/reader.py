@@ -27,6 +27,9 @@ MESSAGES_LIMIT = 16
 _MARKERS = (b"message_", b'"usage"', b"error")
 """What an event must contain to be looked at."""
 
+_HINTS = (b"sage", b"error")
+"""Each of the markers contains one of these."""
+
 _USAGE_EVENTS = frozenset({"message_start", "message_delta", "message_stop"})
 _CONTENT = frozenset({"content_block_start", "content_block_delta", "content_block_stop"})
 _KNOWN = _USAGE_EVENTS | _CONTENT | {"ping", "error"}
@@ -85,7 +88,7 @@ class MessageReader:
         self._messages: list[Message] = []
         self._place = 0  # of the message that events speak of
         self._evidence = Evidence(messages=self._messages)
-        self._events = EventReader(_MARKERS, once=b"content_block_delta", is_it=self._begins_output)
+        self._events = EventReader(_MARKERS, _HINTS, once=b"content_block_delta", is_it=self._begins_output)
         self._body = bytearray()
         self._head = b""
         self._decoder: Decoder | None = None
