@@ -209,7 +209,7 @@ class UsageLedger:
         if judged is None:
             return
         if not judged.captured:
-            judged = as_the_ledger_says(judged, settings.ledger)
+            judged = await asyncio.to_thread(as_the_ledger_says, judged, settings.ledger)
         line, warns = log_line(judged.entry.record)
         _log.log(logging.WARNING if warns else logging.INFO, line)
         duration = judged.entry.record.duration_ms
