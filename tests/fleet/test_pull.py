@@ -248,6 +248,16 @@ def test_an_acceptance_of_a_row_that_was_pushed_from_here_is_not_undone(proxy: P
     assert shown(proxy, 1, "requires_manual_review") == (0,)
 
 
+def test_an_acceptance_from_before_the_first_pull_is_not_undone(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """Such as one of a row that a replay has made: nobody has noted then that it changed."""
+    fill(desk, record(1, **FLAGGED))
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", desk)
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    assert shown(desk, 1, "requires_manual_review") == (0,)
+
+
 def test_a_correction_and_an_acceptance_of_one_row_are_a_conflict(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
     fill(proxy, record(1, **FLAGGED))
     run("push", dsn, "--db", proxy, "--source", "web-1")
