@@ -49,12 +49,12 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
     return side
 
 
-def running(*command: object, out: Path | None = None) -> Callable[[], float]:
+def running(*command: object, check: bool = True) -> Callable[[], float]:
     """Return a side that measures the seconds of a command, from its start to its end."""
 
     def work() -> None:
-        with (out or Path("/dev/null")).open("wb") as file:
-            subprocess.run([*map(str, command)], check=True, stdout=file, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        subprocess.run([*map(str, command)], check=check, stdout=quiet, stderr=quiet)
 
     return timed(work)
 
@@ -293,6 +293,31 @@ def page(folder: Path, rows: int) -> Iterator[Line]:
     yield f"overview of {rows:,} rows, s", found["ours"].told(), "", "", "<= 2"
 
 
+def growth(folder: Path, rows: int) -> Iterator[Line]:
+    """How the cost grows: with events, with streams at once, and with rows (the last ones take a minute)."""
+    for count in (10, 100, 1_000, 10_000):
+        body = b"".join([start(START_USAGE), *text(" ".join(["word"] * count)), delta({"output_tokens": 42}), STOP])
+
+        def read(body: bytes = body, count: int = count) -> None:
+            for _ in range(max(1, 10_000 // count)):
+                reader = MessageReader()
+                for place in range(0, len(body), 1_400):
+                    reader.feed(body[place : place + 1_400])
+                reader.finish(clean=True)
+
+        seconds = measure({"ours": timed(read)}, rounds=5)["ours"].median
+        each = seconds / (max(1, 10_000 // count) * count) * 1e6
+        yield f"a stream of {count:,} events, in 1,400 bytes, µs an event", f"{each:.2f}", "", "", ""
+    yield from bench_proxy.growing(folder)
+    for count in (size for size in (1_000, 10_000, 100_000, 1_000_000) if size <= rows):
+        path = many_rows.make(folder / f"{count}.db", count)
+        told = [f"{path.stat().st_size / 1e6:,.1f} MB"]
+        for name, *arguments in (("summary",), ("export",), ("check", "--max-flagged", "1")):
+            seconds = running(*usage_ledger(name, "--db", path, *arguments), check=False)()
+            told.append(f"{name} {seconds:.2f} s")
+        yield f"{count:,} rows", ", ".join(told), "", "", ""
+
+
 def big(folder: Path, rows: int) -> Path:
     """A ledger of very many rows, made once."""
     path = folder / "big.db"
@@ -312,6 +337,7 @@ PARTS: dict[str, Callable[[Path, int], Iterator[Line]]] = {
     "push": push,
     "page": page,
     "start": begin,
+    "growth": growth,
 }
 
 

@@ -122,7 +122,7 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, how: 
     await writer.drain()
 
 
-async def _load(port: int) -> float:
+async def _load(port: int, clients: int = CLIENTS) -> float:
     """Return requests a second of so many clients at once."""
     end = time.perf_counter() + SECONDS
     done = 0
@@ -137,7 +137,7 @@ async def _load(port: int) -> float:
         writer.close()
 
     began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    await asyncio.gather(*(client() for _ in range(clients)))
     return done / (time.perf_counter() - began)
 
 
@@ -290,6 +290,16 @@ def run(folder: Path) -> Iterator[Line]:
             f"+ {more:.0f}",
             "+ <= 40 KB",
         )
+
+
+def growing(folder: Path) -> Iterator[Line]:
+    """Yield how many requests a second pass with more and more streams at once."""
+    with ExitStack() as stack:
+        address = stack.enter_context(upstream())
+        proxy = _started(stack, address, folder / "growing.db", ADDON)
+        for clients in (1, 4, 16, 64, 300):
+            found = measure({"ours": lambda clients=clients: asyncio.run(_load(proxy.port, clients))}, rounds=3)  # type: ignore[misc]
+            yield f"{clients} streams at once, requests/s", found["ours"].told("{:,.0f}"), "", "", ""
 
 
 def _started(stack: ExitStack, address: str, ledger: Path, script: Path, *arguments: str) -> Proxy:
