@@ -20,20 +20,23 @@ WIDTH = 100
 SAMPLE = ("inspect", "data/flows/client-left-mid-stream.mitm", "--events")
 
 
-def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command, click.Context]]:
-    """Each command with its full name, subcommands after their group."""
-    with click.Context(group, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH) as context:
-        yield name, group, context
+def commands(
+    group: click.Group, name: str, parent: click.Context | None = None
+) -> Iterator[tuple[str, click.Command, click.Context]]:
+    """Each command with its full name, subcommands after their group, in the context in which it runs."""
+    told = {"max_content_width": WIDTH, "terminal_width": WIDTH, **group.context_settings}
+    with click.Context(group, parent, info_name=name, **told) as context:
+        yield context.command_path, group, context
         for each in group.list_commands(context):
             command = group.get_command(context, each)
             assert command is not None
             if isinstance(command, click.Group):
-                yield from commands(command, f"{name} {each}")
+                yield from commands(command, each, context)
             else:
                 with click.Context(
-                    command, info_name=f"{name} {each}", max_content_width=WIDTH, terminal_width=WIDTH
+                    command, context, info_name=each, max_content_width=WIDTH, terminal_width=WIDTH
                 ) as inner:
-                    yield f"{name} {each}", command, inner
+                    yield inner.command_path, command, inner
 
 
 def reference() -> str:

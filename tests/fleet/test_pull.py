@@ -132,6 +132,19 @@ def test_a_correction_by_sql_of_a_row_that_is_new_here_has_a_revision_too(
     assert "all is well" in run("verify", "--db", desk).stdout
 
 
+def test_what_was_pulled_is_not_pushed_back(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """Or a desk that has changed nothing would hold an old row against what its proxy has made of it since."""
+    fill(proxy, record(1), record(2))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    sql(proxy, "UPDATE usage_records SET total_cost = '0.5', price_source = 'x'")
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    done = run("push", dsn, "--db", desk, "--source", "desk")
+    assert (done.stdout, done.stderr) == ("0 row(s) pushed as desk\n", "")
+    run("pull", dsn, "--db", desk)
+    assert shown(desk, 1, "total_cost") == ("0.5",)
+
+
 def test_corrections_made_at_the_desk_reach_the_books_and_the_proxy(
     proxy: Path, desk: Path, dsn: str, run: Run
 ) -> None:

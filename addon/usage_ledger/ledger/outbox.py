@@ -204,7 +204,11 @@ class Outbox:
             with self.editor.transaction():
                 self._set_state("first_rows", "all")
             return self.take(size, until)
-        condition = "(occurred_at, id) > (?, ?) AND (occurred_at, id) <= (?, ?) ORDER BY occurred_at, id"
+        # What came from the other side is there already, and its changes are noted.
+        condition = (
+            "(occurred_at, id) > (?, ?) AND (occurred_at, id) <= (?, ?) "
+            "AND id NOT IN (SELECT record_id FROM fleet_versions) ORDER BY occurred_at, id"
+        )
         return self._batch(condition, (*after, *last), ("first_rows", json.dumps(last)), is_new=True)
 
     def _batch(self, condition: str, values: tuple[Any, ...], end: tuple[str, str], is_new: bool) -> Batch:

@@ -115,7 +115,8 @@ def _rows_of(flows: Sequence[flow.Flow]) -> list[dict[str, Any]]:
         with open_for_reading(ledger_path(ctx.options.usage_db)) as ledger:
             ids = {rows.record_id(each): each for each in chosen}
             found = ledger.having("id", list(ids), _COLUMNS)
-            missing = [each for row_id, each in ids.items() if row_id not in {row[0] for row in found}]
+            there = {row[0] for row in found}
+            missing = [each for row_id, each in ids.items() if row_id not in there]
             found += ledger.having("id", _other_ids(ledger, missing), _COLUMNS)
     except LedgerError as error:
         raise exceptions.CommandError(str(error)) from error
