@@ -1,7 +1,7 @@
 """An exchange: one ledger and the books, connected, one exchange of a ledger at a time.
 
 Room: fleet. Imports psycopg, the ledger and its neighbours. Promises that a ledger begins where it stopped: over again
-with books that are others or were restored from a backup, and not at all where the ledger itself was.
+with books that are others or were restored from a backup, and not at all where the ledger lacks corrections of its own.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,8 @@
 
 Room: fleet. Imports psycopg, the ledger and its neighbours. A batch goes by COPY into a staging table and from there by
 one statement into the books, in one transaction; only then is it acknowledged in the ledger. So a batch may go over the
-wire twice and is stored once. Promises that a row is never replaced by a worse one, nor one that somebody has edited
-there by a row that does not know of it, and that every row that is not taken is told and waits on.
+wire twice and is stored once. Promises that a row is never replaced by one of a worse state, nor one that somebody has
+edited there by a row that does not know of it, and that every correction that is not taken is told and waits on.
 """
 
 import contextlib
