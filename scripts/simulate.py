@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -36,8 +37,9 @@ def records(pusher: int, count: int) -> Iterator[Record]:
     raw = msgspec.json.encode(USAGE).decode()
     for number in range(count):
         date, second = f"2026-{10 + number % 2:02}-{1 + number % 28:02}", number % 86_400
+        start = int(datetime.fromisoformat(f"{date}T00:00Z").timestamp() + second) * 1_000_000 + number % 1000 * 1000
         yield Record(
-            id=f"{number:013x}-{pusher:012x}",
+            id=f"{start:013x}-{pusher:06x}{number:06x}",
             occurred_at=f"{date}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.{number % 1000:03}Z",
             completed_at=f"{date}T23:59:59.000Z",
             account_id=f"key:{number % 100:012x}",

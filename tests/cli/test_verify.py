@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from usage_ledger.flows import rows as flow_rows
+from usage_ledger.ledger import revisions
 from usage_ledger.ledger.record import Entry, IterationRow
 from usage_ledger.ledger.store import Store
 from usage_ledger.messages import Ending, MessageReader
@@ -112,6 +113,20 @@ def test_an_accepted_row_that_a_larger_bound_replaced_and_that_was_filled_in_the
     assert verify(ledger) == []
     done(ledger, "--id", "a", "--output-tokens", "5")
     assert verify(ledger) == []
+
+
+def test_a_row_that_came_by_pull_and_that_a_better_one_replaced_is_well(ledger: Path) -> None:
+    """Its entry in the trail tells of all that it was."""
+    change(ledger, "UPDATE usage_records SET tag = 'x' WHERE id = 'e'")
+    before = row(ledger, "e")
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        revisions.append(connection, "pull", [revisions.Revision("e", "from the fleet's books", {}, before)])
+    assert verify(ledger) == []
+    with closing(Store(ledger, "normal", "abc")) as store:
+        store.write([Entry(record("e", **usage(input_tokens=6)))], [])
+    assert verify(ledger) == []
+    change(ledger, "UPDATE usage_records SET total_tokens = 5 WHERE id = 'e'")
+    assert verify(ledger) != []
 
 
 EDITS = {

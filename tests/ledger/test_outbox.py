@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from usage_ledger.ledger.columns import COLUMNS
-from usage_ledger.ledger.outbox import NULL, SEPARATOR, Outbox, line_of, open_outbox
+from usage_ledger.ledger.outbox import NULL, SEPARATOR, Outbox, Pushes, line_of, open_outbox
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
 
@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def outbox(path: Path) -> Iterator[Outbox]:
     with open_outbox(path) as outbox:
-        outbox.begin_for(BOOKS)
+        outbox.begin_for(BOOKS, Pushes())
         yield outbox
 
 
@@ -44,7 +44,7 @@ def pushed(outbox: Outbox, size: int = 10) -> list[list[str]]:
     batches = []
     while (batch := outbox.take(size, outbox.last())) is not None:
         batches.append(list(batch.rows))
-        outbox.acknowledge(batch, 1)
+        outbox.acknowledge(batch)
     return batches
 
 
@@ -64,13 +64,26 @@ def test_what_comes_or_changes_afterwards_is_taken(path: Path, outbox: Outbox) -
     write(path, record("d"), record("c"), record("e", usage_state="pending"))
     batch = outbox.take(10, outbox.last())
     assert batch is not None
-    assert (set(batch.rows), batch.is_new) == ({"c", "d"}, True)
-    outbox.acknowledge(batch, 1)
+    assert (set(batch.rows), batch.changed) == ({"c", "d"}, set())
+    outbox.acknowledge(batch)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE usage_records SET tag = 'x' WHERE id = 'a'")
     batch = outbox.take(10, outbox.last())
     assert batch is not None
-    assert (set(batch.rows), batch.is_new) == ({"a"}, False)
+    assert (set(batch.rows), batch.changed, batch.is_new) == ({"a"}, {"a"}, False)
+
+
+@pytest.mark.parametrize(("start", "is_new"), [("2026-11-01T08:00:00.007Z", True), ("2026-11-01T08:00:00.008Z", False)])
+def test_rows_whose_ids_do_not_tell_their_start_are_looked_at(
+    path: Path, outbox: Outbox, start: str, is_new: bool
+) -> None:
+    """Another ledger may have them with another start."""
+    pushed(outbox)
+    microseconds = 1_793_520_000_007_999
+    write(path, record(f"{microseconds:013x}-ffffffffffff", occurred_at=start))
+    batch = outbox.take(10, outbox.last())
+    assert batch is not None
+    assert batch.is_new is is_new
 
 
 def test_what_is_not_acknowledged_is_taken_again(outbox: Outbox) -> None:
@@ -84,8 +97,8 @@ def test_batches_follow_one_another_before_they_are_acknowledged(path: Path, out
     assert first is not None
     assert second is not None
     assert [list(first.rows), list(second.rows)] == [["a"], ["b"]]
-    outbox.acknowledge(first, 1)
-    outbox.acknowledge(second, 1)
+    outbox.acknowledge(first)
+    outbox.acknowledge(second)
     pushed(outbox)
     write(path, record("d"), record("e"))
     third = outbox.take(1, outbox.last())
@@ -101,14 +114,14 @@ def test_a_row_that_changes_while_it_is_under_way_is_taken_once_more(path: Path,
     batch = outbox.take(10, outbox.last())
     assert batch is not None
     write(path, record("d"))
-    outbox.acknowledge(batch, 1)
+    outbox.acknowledge(batch)
     assert pushed(outbox) == [["d"]]
 
 
 def test_what_was_not_taken_is_put_back(outbox: Outbox) -> None:
     batch = outbox.take(10, outbox.last())
     assert batch is not None
-    outbox.acknowledge(batch, 1, left=["b"])
+    outbox.acknowledge(batch, left=["b"])
     assert pushed(outbox) == [["b"]]
 
 
@@ -118,16 +131,16 @@ def test_what_was_not_taken_waits_for_the_next_push(path: Path, outbox: Outbox) 
     until, batches = outbox.last(), []
     while (batch := outbox.take(1, until)) is not None:
         batches.append(list(batch.rows))
-        outbox.acknowledge(batch, 1, left=list(batch.rows))
+        outbox.acknowledge(batch, left=list(batch.rows))
     assert batches == [["d"], ["e"]]
     assert pushed(outbox) == [["d", "e"]]
 
 
 def test_books_that_were_restored_get_everything_again(outbox: Outbox) -> None:
     pushed(outbox)
-    assert outbox.batches == 1
-    outbox.start_over()
-    assert outbox.batches == 0
+    assert outbox.pushes.batches == 1
+    outbox.start_over(Pushes())
+    assert outbox.pushes.batches == 0
     assert pushed(outbox) == [["a", "b"]]
 
 
@@ -143,7 +156,7 @@ def test_a_ledger_that_was_restored_goes_on_under_another_id(outbox: Outbox) -> 
 def test_other_books_get_everything(outbox: Outbox) -> None:
     pushed(outbox)
     ledger = outbox.ledger
-    outbox.begin_for(OTHERS)
+    outbox.begin_for(OTHERS, Pushes())
     assert pushed(outbox) == [["a", "b"]]
     assert outbox.ledger == ledger
 

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from usage_ledger.ledger.columns import COUNT_COLUMNS
-from usage_ledger.ledger.corrections import is_corrected
+from msgspec.structs import replace
+
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
+from usage_ledger.ledger.corrections import is_accepted, is_corrected, worth
 from usage_ledger.ledger.money import as_amount, as_text
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.messages import Counts, Reason, State
@@ -189,9 +191,11 @@ class CostAudit:
 
 
 def _is_replaced(record: Record, left: Fields) -> bool:
-    """Whether a better row of a proxy has taken the place of the one that was accepted."""
-    accepted = '"_accepted":true' in str(left.get("metadata"))
-    return accepted and not is_corrected(record) and '"_accepted"' not in record.metadata
+    """Whether a better row of a proxy has taken the place of the one that was accepted, or that came by pull."""
+    if is_corrected(record):
+        return False
+    then = replace(record, **{name: left[name] for name in COLUMNS if name in left})
+    return worth(record) > worth(then) or (is_accepted(then) and not is_accepted(record))
 
 
 def _now(entry: Entry, name: str) -> Any:

@@ -23,7 +23,7 @@ from usage_ledger.cli.push import TOLD, fleet_extra, warn
     type=click.Choice(("report", "ours", "theirs")),
     default="report",
     show_default=True,
-    help="Whose row stands where both sides have corrected it.",
+    help="Whose row stands where both sides have changed it.",
 )
 @with_reopen
 @with_prices
@@ -32,10 +32,11 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
 
     The ledger is made if there is none; every command then works on the whole fleet's rows, and push brings the
     corrections made here back. What somebody has corrected there by SQL becomes a correction with a revision. Rows that
-    are here already are left alone unless they have changed; of two corrections of one row none is lost: it is a
-    conflict that is told, until --prefer says whose stands.
+    are here already are left alone unless they have changed; of two changes of one row none is lost: where neither is
+    worth more, it is a conflict that is told, until --prefer says whose stands.
 
-    Exit code 0: all is here; 1: all but conflicts and rows that cannot be, which are told; 2: it could not be done.
+    Exit code 0: all is here; 1: all but conflicts, rows of closed periods and rows that cannot be, which are told; 2:
+    it could not be done.
 
     \b
     Examples:
@@ -53,6 +54,7 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
     pricer = own_pricer(price_path, db)
     looked = added = changed = 0
     conflicts: list[str] = []
+    closed: list[str] = []
     impossible: list[Impossible] = []
     try:
         with open_books(dsn) as (connection, books), telling(), open_outbox(db, make=True) as outbox:
@@ -63,17 +65,22 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
                 added += pulled.merged.added
                 changed += pulled.merged.changed
                 conflicts += pulled.merged.conflicts
+                closed += pulled.merged.closed
                 impossible += pulled.impossible
     except (FleetError, GoneError) as error:
-        raise click.ClickException(f"{error}; what was pulled so far is in {db}") from error
+        raise click.ClickException(f"{error}; what was pulled so far is in {db}" if looked else str(error)) from error
     for row_id in conflicts[:TOLD]:
         warn(f"row {row_id} was changed here and in the books")
     if conflicts:
         warn(f"{len(conflicts):,} conflict(s); --prefer ours or theirs settles them")
+    for row_id in closed[:TOLD]:
+        warn(f"row {row_id} has changed in the books, and is of a period that is closed here")
+    if closed:
+        warn(f"{len(closed):,} row(s) of closed periods stay as they were; --reopen changes them all the same")
     for row_id, why in impossible[:TOLD]:
         warn(f"row {row_id} cannot be: {why}")
     if impossible:
         warn(f"{len(impossible):,} row(s) cannot be, and were left in the books; correct them there")
     out = for_people()
     out.write(f"{looked:,} row(s) match: {added:,} new, {changed:,} changed here\n")
-    return 1 if conflicts or impossible else 0
+    return 1 if conflicts or closed or impossible else 0

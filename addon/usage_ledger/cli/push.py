@@ -16,6 +16,7 @@ import click
 
 from usage_ledger.cli.options import Span, Words, with_ledger
 from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.ledger.marks import LedgerError
 
 PATIENCE_SECONDS = 30.0
 """So long a single push waits for a server that is away."""
@@ -52,8 +53,8 @@ def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | No
     """
     with fleet_extra():
         from usage_ledger.fleet.server import FleetError, FullError, GoneError
-    name = source or socket.gethostname()
-    if not name.isprintable() or len(name) > NAME_LIMIT:
+    name = socket.gethostname() if source is None else source
+    if not name.strip() or not name.isprintable() or len(name) > NAME_LIMIT:
         raise click.UsageError(f"--source {name!r} is no name")
     run = _Run(dsn, db, name, as_new)
     away_since: float | None = None
@@ -63,19 +64,21 @@ def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | No
             run.once()
         except FleetError as error:
             raise click.ClickException(f"{error}; what was not pushed waits in {db}") from error
-        except GoneError as error:
+        except (GoneError, LedgerError) as error:
+            if isinstance(error, LedgerError) and not (follow and run.has_pushed):
+                raise
             patience = 0.0 if isinstance(error, FullError) else PATIENCE_SECONDS
             if away_since is None:
                 away_since = time.monotonic()
                 if follow or patience:
-                    click.echo(f"usage-ledger: the server takes nothing ({error}); trying again", err=True)
+                    warn(f"nothing can be pushed now ({error}); trying again")
             if not follow and time.monotonic() - away_since >= patience:
                 raise click.ClickException(f"{error}; what was not pushed waits in {db}") from error
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
             continue
         if away_since is not None:
-            click.echo("usage-ledger: the server takes rows again", err=True)
+            warn("rows are pushed again")
             away_since, pause = None, 1.0
         run.tell()
         if not follow:
@@ -108,7 +111,7 @@ class _Run:
         self._source = source
         self._as_new = as_new
         self._stored = 0
-        self._told = False
+        self.has_pushed = False
         self._named: set[tuple[str, str]] = set()
         self.left: set[tuple[str, str]] = set()
 
@@ -121,22 +124,19 @@ class _Run:
 
         self.left = set()
         archived, counts = 0, Counter[str]()
-        with open_outbox(self._db) as outbox:
-            if self._as_new:
-                outbox.renew()
-                self._as_new = False
-            with open_books(self._dsn) as (connection, books), telling():
-                begin(connection, books, outbox, warn)
-                for pushed in Pusher(outbox, connection, self._source).push():
-                    self._stored += pushed.stored
-                    archived += pushed.archived
-                    self.left.update(pushed.left)
-                    for each in pushed.left:
-                        if each not in self._named:
-                            counts[each.why] += 1
-                            if counts[each.why] <= TOLD:
-                                warn(f"row {each.row_id} {each.why}")
-                    self._named.update(pushed.left)
+        with open_outbox(self._db) as outbox, open_books(self._dsn, make=True) as (connection, books), telling():
+            begin(connection, books, outbox, warn, self._as_new)
+            for pushed in Pusher(outbox, connection, self._source).push():
+                self._stored += pushed.stored
+                archived += pushed.archived
+                self.left.update(pushed.left)
+                for each in pushed.left:
+                    if each not in self._named:
+                        counts[each.why] += 1
+                        if counts[each.why] <= TOLD:
+                            warn(f"row {each.row_id} {each.why}")
+                self._named.update(pushed.left)
+        self._as_new = False
         for why, count in counts.items():
             if count > TOLD:
                 warn(f"and {count - TOLD:,} more: each {why}")
@@ -146,8 +146,8 @@ class _Run:
 
     def tell(self) -> None:
         """Say what was stored since the last time."""
-        if self._stored or not self._told:
+        if self._stored or not self.has_pushed:
             out = for_people()
             out.write(f"{self._stored:,} row(s) pushed as {on_one_line(self._source, out.encoding)}\n")
             out.flush()
-        self._told, self._stored = True, 0
+        self.has_pushed, self._stored = True, 0

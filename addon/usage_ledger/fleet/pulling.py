@@ -16,6 +16,7 @@ from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, COUNT_LIMIT, ITE
 from usage_ledger.ledger.editing import Editor
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.merging import Merged, Preference, Theirs, merge
+from usage_ledger.ledger.money import as_amount
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 
 LOOKED_AT = 5_000
@@ -32,6 +33,7 @@ _SHOWN = {
 _ROW = ", ".join(_SHOWN.get(name, "{0}").format(f"old.{name}") for name in COLUMNS)
 
 
+_FLAGS = ("stream", "requires_manual_review")
 _AMOUNTS = (*COUNT_COLUMNS, "total_tokens", "duration_ms", "time_to_first_token_ms", "response_bytes")
 _STATES = ("complete", "none", "partial", "missing")
 
@@ -93,7 +95,8 @@ def _fetched(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[Th
     """Fetch rows whole, by id and start (which tells their partition)."""
     ids, starts = [row[0] for row in rows], [row[1] for row in rows]
     found = connection.execute(
-        f"SELECT version, coalesce(edited_by, CASE WHEN edited_at IS NOT NULL THEN '?' END), {_ROW} "
+        "SELECT version, coalesce(edited_by, CASE WHEN edited_at IS NOT NULL THEN '?' END), old.ledger::text, "
+        f"{_ROW} "
         "FROM usage_records AS old JOIN unnest(%s::text[], %s::timestamptz[]) AS wanted (id, occurred_at) "
         "USING (id, occurred_at) ORDER BY old.occurred_at, old.id",
         (ids, starts),
@@ -107,12 +110,12 @@ def _fetched(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[Th
     for row in told:
         iterations.setdefault(row[0], []).append(IterationRow(*row))
     theirs = []
-    for version, edited_by, *values in found:
+    for version, edited_by, ledger, *values in found:
         fields = dict(zip(COLUMNS, values, strict=True))
         for name in ("usage_raw", "metadata"):
             if fields[name] is not None:
                 fields[name] = _compact(fields[name])
-        theirs.append(Theirs(Entry(Record(**fields), iterations.get(fields["id"], [])), version, edited_by))
+        theirs.append(Theirs(Entry(Record(**fields), iterations.get(fields["id"], [])), version, edited_by, ledger))
     return theirs
 
 
@@ -126,9 +129,12 @@ def _impossibility(entry: Entry) -> str | None:
     for name, amount in amounts:
         if amount is not None and not 0 <= amount <= COUNT_LIMIT:
             return f"{name} is {amount}"
+    for name in _FLAGS:
+        if getattr(record, name) not in (0, 1):
+            return f"{name} is {getattr(record, name)}"
     for cost in (record.total_cost, *(each.total_cost for each in entry.iterations)):
-        if cost is not None and not cost.lstrip("-")[:1].isdigit():  # NaN, Infinity
-            return f"total_cost is {cost}"
+        if cost is not None and as_amount(cost) is None:  # NaN, less than nothing, a hundred digits
+            return f"total_cost is {cost[:40]}"
     if record.usage_state not in _STATES:
         return f"usage_state is {record.usage_state!r}"
     return None

@@ -8,7 +8,7 @@ edited there by a row that does not know of it, and that every correction that i
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from itertools import batched
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from psycopg import errors, sql
 
-from usage_ledger.fleet.exchange import refuse_restored
+from usage_ledger.fleet.exchange import common_trail
 from usage_ledger.fleet.schema import ACCESS, Connection, make_partition
 from usage_ledger.fleet.server import FleetError
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, JSON_COLUMNS
@@ -48,22 +48,23 @@ def _rank(row: str) -> str:
     )
 
 
+def _worth(row: str) -> str:
+    """SQL for the worth of a row, to compare: of two lower bounds the larger one is worth more."""
+    return f"ROW({_rank(row)}, CASE WHEN {row}.usage_state = 'partial' THEN {row}.total_tokens ELSE 0 END)"
+
+
 def _all(row: str) -> str:
     return f"ROW({', '.join(f'{row}.{name}' for name in COLUMNS)})"
 
 
 _BASE = "(SELECT base FROM staged WHERE staged.id = excluded.id)"
 _SUCCEEDS = f"""
-    ((old.edited_at IS NULL AND old.ledger = excluded.ledger AND {_rank("excluded")} >= {_rank("old")})
+    ((old.edited_at IS NULL AND old.ledger = excluded.ledger AND {_worth("excluded")} >= {_worth("old")})
     OR old.version = {_BASE})
 """
 """The row there is an earlier one of this ledger's, or the one that this one was made from."""
 
-_BETTER = f"""
-    (old.edited_at IS NULL AND ({_rank("excluded")} > {_rank("old")} OR (
-        {_rank("excluded")} = 4 AND {_rank("old")} = 4 AND excluded.total_tokens > old.total_tokens
-    )))
-"""
+_BETTER = f"(old.edited_at IS NULL AND {_worth('excluded')} > {_worth('old')})"
 
 MERGE = f"""
     INSERT INTO usage_records AS old ({_ROW}, source, ledger)
@@ -79,8 +80,8 @@ MERGE = f"""
 CONFLICTS = f"""
     SELECT staged.id FROM staged JOIN usage_records AS old USING (id, occurred_at)
     WHERE {_all("staged")} IS DISTINCT FROM {_all("old")} AND (
-        ({_by_a_person("staged")} OR base IS NOT NULL) AND {_rank("staged")} >= {_rank("old")}
-        OR old.edited_at IS NOT NULL AND {_rank("staged")} > {_rank("old")}
+        ({_by_a_person("staged")} OR base IS NOT NULL OR is_changed) AND {_worth("staged")} >= {_worth("old")}
+        OR old.edited_at IS NOT NULL AND {_worth("staged")} > {_worth("old")}
     )
     ORDER BY staged.id
 """
@@ -94,9 +95,12 @@ ELSEWHERE = """
 
 VERSIONS = f"""
     SELECT old.id, old.version FROM staged JOIN usage_records AS old USING (id, occurred_at)
-    WHERE (base IS NOT NULL OR {_by_a_person("staged")}) AND {_all("staged")} IS NOT DISTINCT FROM {_all("old")}
+    WHERE (base IS NOT NULL OR old.ledger <> %(ledger)s OR {_by_a_person("staged")})
+    AND {_all("staged")} IS NOT DISTINCT FROM {_all("old")}
 """
-"""The versions of rows that are there as they are here; of others this ledger has yet to hear."""
+"""The versions of rows that are there as they are here, so that what is made from them is known as such; of rows whose
+word is this ledger's, that tells it.
+"""
 
 
 class Left(NamedTuple):
@@ -108,6 +112,12 @@ class Left(NamedTuple):
 
 CHANGED_ON_BOTH_SIDES = "was changed here and in the books; see pull --prefer"
 UNTAKEABLE = "holds what PostgreSQL does not take"
+
+_UNTAKEABLE = (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded, errors.StatementTooComplex)
+"""What PostgreSQL says of rows: a NUL, half a surrogate pair, JSON that is nested too deep, an id too long to look up,
+what another program has put there.
+"""
+
 STARTS_ELSEWHERE = "has another occurred_at in the books, where another program has changed one of them"
 DETACHED = "is of {0}, whose partition usage_records_{1} was detached; it waits until that is attached again"
 
@@ -137,13 +147,14 @@ class Pusher:
     def __init__(self, outbox: Outbox, connection: Connection, source: str) -> None:
         self._outbox = outbox
         self._connection = connection
-        self._names = {"source": source, "ledger": outbox.ledger, "former": outbox.state("former")}
-        self._batches = 0
+        self._names: dict[str, Any] = {"source": source, "ledger": outbox.ledger, "former": outbox.former}
+        self._names |= {"batches": outbox.pushes.batches, "run": None}
         self._months: dict[str, str | None] = {}
-        refuse_restored(connection, outbox)
         self._name_source()
+        if outbox.former is not None:
+            outbox.skip_entries(common_trail(connection, outbox))
         for name, columns, table in (
-            ("staged", f"{_ROW}, 0::bigint AS base", "usage_records"),
+            ("staged", f"{_ROW}, 0::bigint AS base, false AS is_changed", "usage_records"),
             ("staged_iterations", ", ".join(ITERATION_COLUMNS), "usage_iterations"),
         ):
             connection.execute(
@@ -156,7 +167,7 @@ class Pusher:
         try:
             with self._connection.transaction():
                 self._connection.execute(
-                    "UPDATE usage_sources SET ledger = %(ledger)s, batches = 0 "
+                    "UPDATE usage_sources SET ledger = %(ledger)s, batches = 0, run = NULL "
                     "WHERE name = %(source)s AND ledger = %(former)s",
                     self._names,
                 )
@@ -174,28 +185,34 @@ class Pusher:
 
     def push(self) -> Iterator[Pushed]:
         """Push all that waits now, batch by batch. What is left waits for the next push."""
-        self._push_growing("revisions", "usage_revisions", REVISION_COLUMNS)
-        self._push_growing("adjustments", "usage_adjustments", ADJUSTMENT_COLUMNS)
+        yield from self._push_growing("revisions", "usage_revisions", REVISION_COLUMNS)
+        yield from self._push_growing("adjustments", "usage_adjustments", ADJUSTMENT_COLUMNS)
         until = self._outbox.last()
         with ThreadPoolExecutor(1) as reading:
             batch = self._outbox.take(BATCH, until)
             while batch is not None:
+                self._begin_batch()
                 # The ledger is read while the server stores, and never while what is stored is acknowledged.
                 following = reading.submit(self._outbox.take, BATCH, until, batch)
                 try:
                     stored = self._store(batch)
-                except (errors.DataError, errors.IntegrityError):
-                    # What PostgreSQL does not take: a NUL, half a surrogate pair, what another program has put there.
+                except _UNTAKEABLE:
                     following.exception()
                     stored = self._store_mended(batch)
                 finally:
                     following.exception()  # waits for it
                 left = [each.row_id for each in stored.left]
-                self._outbox.acknowledge(batch, self._batches, stored.versions, left)
+                self._outbox.acknowledge(batch, stored.versions, left)
                 yield Pushed(len(batch.rows), stored.rows, tuple(stored.left), batch.archived)
                 batch = following.result()
                 if batch is None:  # or nothing but what had come before the outbox was
                     batch = self._outbox.take(BATCH, until)
+        self._outbox.finish()
+
+    def _begin_batch(self) -> None:
+        if self._names["run"] is None:
+            self._names["run"] = self._outbox.begin_run()
+        self._names["batches"] += 1
 
     def _store(self, batch: Batch) -> _Stored:
         left = [Left(row_id, why) for row_id, month in batch.months.items() if (why := self._closed(month))]
@@ -205,8 +222,11 @@ class Pusher:
         elif batch.is_new and not batch.bases:
             with contextlib.suppress(errors.UniqueViolation):  # of a push that nobody acknowledged, or of a replay
                 return self._add(batch)
-        bases = (f"{row}{SEPARATOR}{batch.bases.get(row_id, NULL)}" for row_id, row in rows.items())
-        stored = self._merge(bases, batch.iterations)
+        made_from = (
+            f"{row}{SEPARATOR}{batch.bases.get(row_id, NULL)}{SEPARATOR}{row_id in batch.changed}"
+            for row_id, row in rows.items()
+        )
+        stored = self._merge(made_from, batch.iterations)
         return stored._replace(left=left + stored.left)
 
     def _store_mended(self, batch: Batch) -> _Stored:
@@ -216,10 +236,10 @@ class Pusher:
         for row_id, cells in rows.items():
             why = self._closed(str(cells[COLUMNS.index("occurred_at")])[:7])
             if why is None:
-                row = line_of([*mended(cells), batch.bases.get(row_id)])
+                row = line_of([*mended(cells), batch.bases.get(row_id), row_id in batch.changed])
                 try:
                     stored = self._merge([row], map(line_of, iterations.get(row_id, ())))
-                except (errors.DataError, errors.IntegrityError):
+                except _UNTAKEABLE:
                     why = UNTAKEABLE
                 else:
                     result = _Stored(
@@ -258,7 +278,7 @@ class Pusher:
         """Store those rows that are better than what is there, or made from it."""
         connection = self._connection
         with self._writing():
-            self._copy("staged", (*COLUMNS, "base"), rows)
+            self._copy("staged", (*COLUMNS, "base", "is_changed"), rows)
             elsewhere = self._ids(ELSEWHERE)
             if elsewhere:
                 connection.execute("DELETE FROM staged WHERE id = ANY(%s)", (elsewhere,))
@@ -270,7 +290,7 @@ class Pusher:
             )
             left = [Left(row_id, STARTS_ELSEWHERE) for row_id in elsewhere]
             left += [Left(row_id, CHANGED_ON_BOTH_SIDES) for row_id in self._ids(CONFLICTS)]
-            versions = connection.execute(VERSIONS).fetchall()
+            versions = connection.execute(VERSIONS, self._names).fetchall()
         return _Stored(len(stored), left, versions)
 
     def _ids(self, statement: str) -> list[str]:
@@ -278,16 +298,15 @@ class Pusher:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Write in one transaction, which counts as a batch."""
+        """Write what belongs to a batch in one transaction, which the books note as that batch."""
         with self._connection.transaction():
             self._connection.execute("SELECT set_config(%s, 'on', true)", (ACCESS,))
             yield
-            counted = self._connection.execute(
-                "UPDATE usage_sources SET batches = batches + 1, last_push = now() WHERE ledger = %(ledger)s "
-                "RETURNING batches",
+            self._connection.execute(
+                "UPDATE usage_sources SET batches = %(batches)s, run = %(run)s, last_push = now() "
+                "WHERE ledger = %(ledger)s",
                 self._names,
-            ).fetchone()
-        self._batches = counted[0] if counted is not None else 0
+            )
 
     def _signature(self) -> str:
         return SEPARATOR + line_of([self._names["source"], self._names["ledger"]])
@@ -302,23 +321,37 @@ class Pusher:
             for some in batched(lines, 500):
                 copy.write("\n".join([*some, ""]))
 
-    def _push_growing(self, kind: str, table: str, columns: Sequence[str]) -> None:
-        """Push what only grows: entries of the trail, adjustments."""
-        names = ", ".join(columns)
+    def _push_growing(self, kind: str, table: str, columns: Sequence[str]) -> Iterator[Pushed]:
+        """Push what only grows: entries of the trail, adjustments. Yield what PostgreSQL does not take of it."""
         while True:
             lines, last = self._outbox.entries(kind, BATCH)
             if not lines:
                 return
-            with self._connection.transaction():
-                self._connection.execute(f"CREATE TEMP TABLE grown (LIKE {table}) ON COMMIT DROP")
-                self._connection.execute("ALTER TABLE grown ALTER ledger DROP NOT NULL")
-                self._copy("grown", columns, lines)
-                self._connection.execute(
-                    f"INSERT INTO {table} (ledger, {names}) SELECT %(ledger)s, {names} FROM grown "
-                    "ON CONFLICT DO NOTHING",
-                    self._names,
-                )
+            self._begin_batch()
+            try:
+                self._grow(table, columns, list(lines.values()))
+            except _UNTAKEABLE:
+                yield Pushed(0, 0, tuple(self._grow_mended(kind, table, columns, lines)))
             self._outbox.acknowledge_entries(kind, last)
+
+    def _grow(self, table: str, columns: Sequence[str], lines: Sequence[str]) -> None:
+        names = ", ".join(columns)
+        with self._writing():
+            self._connection.execute(f"CREATE TEMP TABLE grown (LIKE {table}) ON COMMIT DROP")
+            self._connection.execute("ALTER TABLE grown ALTER ledger DROP NOT NULL")
+            self._copy("grown", columns, lines)
+            self._connection.execute(
+                f"INSERT INTO {table} (ledger, {names}) SELECT %(ledger)s, {names} FROM grown ON CONFLICT DO NOTHING",
+                self._names,
+            )
+
+    def _grow_mended(self, kind: str, table: str, columns: Sequence[str], lines: Mapping[int, str]) -> Iterator[Left]:
+        """Store each entry by itself; yield those that cannot be: another program has changed them, as verify says."""
+        for number, line in lines.items():
+            try:
+                self._grow(table, columns, [line])
+            except _UNTAKEABLE:
+                yield Left(f"{number} of {kind}", f"{UNTAKEABLE}, and stays out of the books; see verify")
 
 
 def mended(cells: Sequence[Any]) -> list[Any]:
@@ -344,10 +377,10 @@ def _is_number(text: str) -> bool:
 
 def _mended_json(text: str) -> str:
     try:
-        value: Any = json.loads(text)
+        value = _mended(json.loads(text))
     except (ValueError, RecursionError):
-        value = {"_not_json": text}
-    return json.dumps(_mended(value)).replace(r"\u0000", r"\ufffd")
+        value = _mended({"_not_json": text})
+    return json.dumps(value).replace(r"\u0000", r"\ufffd")
 
 
 def _mended(value: Any) -> Any:

@@ -153,6 +153,7 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             """,
         ),
     ),
+    ("runs of push have names", ("ALTER TABLE usage_sources ADD COLUMN run uuid",)),
 )
 
 
@@ -160,11 +161,17 @@ class NotOurBooksError(Exception):
     """The database holds something else under these names, or is of a newer version: one line for a person."""
 
 
-def migrate(connection: Connection) -> str:
+def migrate(connection: Connection, make: bool) -> str:
     """Bring the schema up to date, one at a time; return the id of these books (a UUID).
 
-    Raises `NotOurBooksError`, and psycopg's errors where the rights are missing.
+    With `make`, make the books if there are none. Raises `NotOurBooksError`, and psycopg's errors where the rights are
+    missing.
     """
+    (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("",)
+    if encoding != "UTF8":
+        raise NotOurBooksError(
+            f"this database holds text in {encoding}, and the books need one that was made with ENCODING 'UTF8'"
+        )
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
         there = _exists(connection, "usage_schema")
@@ -173,6 +180,8 @@ def migrate(connection: Connection) -> str:
                 raise NotOurBooksError(
                     "there is a table usage_records that usage-ledger has not made; name another database or schema"
                 )
+            if not make:
+                raise NotOurBooksError("there are no books in this database; the first push to it makes them")
             connection.execute(
                 "CREATE TABLE usage_schema (number integer PRIMARY KEY, name text NOT NULL, books uuid NOT NULL, "
                 "applied_at timestamptz NOT NULL DEFAULT now())"
@@ -212,18 +221,30 @@ def make_partition(connection: Connection, month: date) -> bool:
     """
     name = f"usage_records_{month:%Y_%m}"
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-        found = connection.execute(
-            "SELECT relispartition FROM pg_class WHERE oid = to_regclass(%s)", (name,)
-        ).fetchone()
+        found = _is_partition(connection, name)
+        if found is None:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            found = _is_partition(connection, name)
         if found is not None:
-            return bool(found[0])
+            return found
         following = date(month.year + month.month // 12, month.month % 12 + 1, 1)
-        # Where another partition has these days already, that one is as good.
-        with contextlib.suppress(errors.InvalidObjectDefinition), connection.transaction():
+        # Where another partition has these days already, or some rows of them (DEFAULT), that one is as good.
+        with contextlib.suppress(errors.InvalidObjectDefinition, errors.CheckViolation), connection.transaction():
+            # CREATE TABLE ... PARTITION OF would wait for everybody who reads the books.
             connection.execute(
-                sql.SQL("CREATE TABLE {} PARTITION OF usage_records FOR VALUES FROM ({}) TO ({})").format(
+                sql.SQL("CREATE TABLE {} (LIKE usage_records INCLUDING DEFAULTS INCLUDING CONSTRAINTS)").format(
+                    sql.Identifier(name)
+                )
+            )
+            connection.execute(
+                sql.SQL("ALTER TABLE usage_records ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
                     sql.Identifier(name), sql.Literal(f"{month} 00:00+00"), sql.Literal(f"{following} 00:00+00")
                 )
             )
     return True
+
+
+def _is_partition(connection: Connection, name: str) -> bool | None:
+    """Whether a table is attached; None where there is none of that name."""
+    found = connection.execute("SELECT relispartition FROM pg_class WHERE oid = to_regclass(%s)", (name,)).fetchone()
+    return None if found is None else bool(found[0])

@@ -15,6 +15,9 @@ from usage_ledger.fleet.schema import Connection, NotOurBooksError, migrate
 
 CONNECT_SECONDS = 10
 
+LOCK_SECONDS = 20
+"""So long a statement waits for a lock that somebody else holds; then that is told, and it is tried again."""
+
 logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it warns, on stderr, of what is raised as well
 
 
@@ -31,8 +34,11 @@ class FullError(GoneError):
 
 
 @contextmanager
-def open_books(dsn: str) -> Iterator[tuple[Connection, str]]:
-    """Connect, and yield the connection and the id of the books. Raises `FleetError` and `GoneError`."""
+def open_books(dsn: str, make: bool = False) -> Iterator[tuple[Connection, str]]:
+    """Connect, and yield the connection and the id of the books; with `make`, make them if there are none.
+
+    Raises `FleetError` and `GoneError`.
+    """
     if _CUT_PASSWORD.match(dsn):
         raise FleetError("the DSN cannot be read; say %40 for @ and %2F for / in a password")
     with telling():
@@ -41,6 +47,7 @@ def open_books(dsn: str) -> Iterator[tuple[Connection, str]]:
                 dsn,
                 autocommit=True,
                 connect_timeout=CONNECT_SECONDS,
+                client_encoding="UTF8",
                 application_name="usage-ledger",
                 keepalives_idle=30,
                 keepalives_interval=10,
@@ -51,10 +58,11 @@ def open_books(dsn: str) -> Iterator[tuple[Connection, str]]:
         with connection:
             connection.execute("SET TIME ZONE 'UTC'")
             connection.execute("SET DateStyle = 'ISO, YMD'")
+            connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
             # The server gives up on a machine that has gone as soon, and with it the locks of that one.
             for name, value in (("idle", 30), ("interval", 10), ("count", 3)):
                 connection.execute(f"SET tcp_keepalives_{name} = {value}")
-            yield connection, migrate(connection)
+            yield connection, migrate(connection, make)
 
 
 @contextmanager
@@ -70,6 +78,10 @@ def telling() -> Iterator[None]:
         raise FleetError(_line(error)) from None
     except errors.DiskFull as error:
         raise FullError(_line(error)) from None
+    except errors.LockNotAvailable as error:
+        raise GoneError(f"{_line(error)}: another session holds a lock, see pg_stat_activity") from None
+    except errors.ReadOnlySqlTransaction as error:  # a standby, or a server that is to be spared for now
+        raise GoneError(_line(error)) from None
     except psycopg.OperationalError as error:
         if _is_refusal(error):
             raise FleetError(f"the server refuses: {_line(error)}") from None

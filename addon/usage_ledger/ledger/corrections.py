@@ -22,6 +22,9 @@ _CORRECTED = (
 )
 """What the trail tells of a correction. `usage_state` stays as it was, and is told so that it can be verified."""
 
+TOTALLED = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+"""The counts that `total_tokens` adds up."""
+
 _ACCEPTED = ("requires_manual_review", "metadata", "usage_state")
 
 
@@ -57,12 +60,11 @@ def correction(entry: Entry, counts: Mapping[str, int], reason: str, price: Call
         metadata["_cache_split_unknown"] = True
     metadata["_manually_updated"] = True
     metadata["_manually_updated_at"] = format_moment(datetime.now(UTC))  # so that an export tells it from the next one
-    total = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     new = Entry(
         msgspec.structs.replace(
             old,
             **counts,
-            total_tokens=sum(counts[name] for name in total),
+            total_tokens=sum(counts[name] for name in TOTALLED),
             requires_manual_review=0,
             metadata=msgspec.json.encode(metadata).decode(),
             total_cost=None,
@@ -102,6 +104,17 @@ def is_accepted(record: Record) -> bool:
 def is_final(record: Record) -> bool:
     """Whether a row's usage is final, said by upstream or by a person; `filters.FINAL` in SQL."""
     return record.usage_state == "complete" or is_corrected(record)
+
+
+_RANKS = {"complete": 4, "none": 3, "partial": 2, "missing": 1}
+
+
+def worth(record: Record) -> tuple[int, int]:
+    """Return what a row is worth, to compare: more where it was accepted, and of two lower bounds the larger one."""
+    if is_corrected(record):
+        return 2 * len(_RANKS) + 2, 0
+    is_partial = record.usage_state == "partial"
+    return 2 * _RANKS.get(record.usage_state, 0) + is_accepted(record), record.total_tokens if is_partial else 0
 
 
 def _metadata(record: Record) -> dict[str, Any]:

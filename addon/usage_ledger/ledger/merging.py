@@ -1,8 +1,8 @@
 """Merging: rows of the fleet's books into a ledger.
 
 Room: ledger. Imports its neighbours in this room. Promises that a better row is never replaced by a worse one, that
-what replaces a settled row leaves its revision, that a row which people have changed on both sides is a conflict which
-is told and changes nothing, and that what came from the books is not pushed back to them as news.
+what replaces a settled row leaves its revision, that a row which was changed on both sides, neither of which is worth
+more, is a conflict which is told and changes nothing, and that what came from the books is not pushed back as news.
 """
 
 import contextlib
@@ -13,16 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from usage_ledger.ledger import revisions, statements
+from usage_ledger.ledger import closing, revisions, statements
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, JSON_COLUMNS
-from usage_ledger.ledger.corrections import correction, is_accepted, is_corrected, with_counts
+from usage_ledger.ledger.corrections import TOTALLED, correction, is_accepted, is_corrected, with_counts, worth
 from usage_ledger.ledger.editing import Change, Editor
 from usage_ledger.ledger.entries import entries_by
 from usage_ledger.ledger.record import Entry, Record
 
 SOURCE = "pull"
-
-_RANKS = {"complete": 4, "none": 3, "partial": 2, "missing": 1}
 
 type Preference = Literal["report", "ours", "theirs"]
 """What is done about a conflict: nothing, or whose row stands."""
@@ -34,19 +32,25 @@ _SETTLED_BY: dict[Preference, _Verdict] = {"report": "conflict", "ours": "claim"
 
 
 class Theirs(NamedTuple):
-    """A row of the books with its version there. `edited_by` has changed it by SQL; None: no one has."""
+    """A row of the books with its version there. `edited_by` has changed it by SQL; None: no one has. `ledger`: whose
+    word it is, by its id.
+    """
 
     entry: Entry
     version: int
     edited_by: str | None
+    ledger: str
 
 
 class Merged(NamedTuple):
-    """What came of merging: rows that are new here, rows that changed here, ids of rows in conflict."""
+    """What came of merging: rows that are new here, rows that changed here, ids of rows in conflict, and of rows of
+    closed periods that have changed there.
+    """
 
     added: int = 0
     changed: int = 0
     conflicts: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
 
 
 def merge(
@@ -58,17 +62,19 @@ def merge(
 ) -> Merged:
     """Merge rows in one transaction. `price` gives a row that somebody has corrected by SQL its cost.
 
-    Raises `LedgerError`, and changes nothing, where a row of a closed period would change, but with `reopen`.
+    Rows of closed periods stay as they are, but with `reopen`.
     """
     with editor.transaction():
-        return _Merge(editor, theirs, preference).make(price, reopen)
+        return _Merge(editor, theirs, preference, reopen).make(price)
 
 
 class _Merge:
-    def __init__(self, editor: Editor, theirs: Sequence[Theirs], preference: Preference) -> None:
+    def __init__(self, editor: Editor, theirs: Sequence[Theirs], preference: Preference, reopen: bool) -> None:
         self._editor = editor
         self._connection = editor.connection
         self._preference = preference
+        self._closed_until = "" if reopen else closing.closed_until(editor) or ""
+        (self._ledger,) = self._connection.execute("SELECT value FROM fleet_state WHERE name = 'ledger'").fetchone()
         here = {entry.record.id for entry in editor.without_archived([each.entry for each in theirs])}
         self._theirs = [each for each in theirs if each.entry.record.id in here]
         ids = [each.entry.record.id for each in self._theirs]
@@ -80,33 +86,36 @@ class _Merge:
                 asked,
             )
         )
-        self._changed_here = {
-            row[0]
-            for row in self._connection.execute(
-                "SELECT record_id FROM fleet_outbox WHERE record_id IN (SELECT value FROM json_each(?))", asked
-            )
-        }
+        waiting = self._connection.execute(
+            "SELECT record_id, max(is_new) FROM fleet_outbox WHERE record_id IN (SELECT value FROM json_each(?)) "
+            "GROUP BY record_id",
+            asked,
+        )
+        self._waiting: dict[str, int] = dict(waiting)
 
-    def make(self, price: Callable[[Entry], None], reopen: bool) -> Merged:
+    def make(self, price: Callable[[Entry], None]) -> Merged:
         last = self._connection.execute("SELECT coalesce(max(number), 0) FROM fleet_outbox").fetchone()[0]
-        added, replaced, adopted, conflicts, seen, kept = (list[Theirs]() for _ in range(6))
+        added, replaced, adopted, conflicts, closed, seen, kept = (list[Theirs]() for _ in range(7))
         for each in self._theirs:
             ours = self._ours.get(each.entry.record.id)
             verdict = "take" if ours is None else self._verdict(each, ours)
+            if verdict == "take" and ours is not None and ours.record.occurred_at < self._closed_until:
+                closed.append(each)
+                continue
             if verdict == "conflict":
                 conflicts.append(each)
-            if verdict in ("keep", "claim") and each.entry.record.id not in self._changed_here:
+            if verdict in ("keep", "claim") and each.entry.record.id not in self._waiting:
                 kept.append(each)
             if verdict in ("same", "take", "claim"):
                 seen.append(each)
             if verdict == "take":
                 (added if ours is None else replaced).append(each)
-                if each.edited_by is not None and is_corrected(each.entry.record):
+                if _is_corrected_by_sql(each, ours):
                     adopted.append(each)
         self._add(added)
-        self._replace(replaced, reopen)
+        self._replace(replaced)
         self._connection.execute("DELETE FROM fleet_outbox WHERE number > ?", (last,))  # theirs, and so no news to them
-        self._adopt(adopted, price, reopen)
+        self._adopt(adopted, price)
         self._connection.executemany(
             "INSERT INTO fleet_outbox (record_id, is_new) VALUES (?, 0)", [(each.entry.record.id,) for each in kept]
         )
@@ -114,26 +123,31 @@ class _Merge:
             "INSERT OR REPLACE INTO fleet_versions (record_id, version) VALUES (?, ?)",
             [(each.entry.record.id, each.version) for each in seen],
         )
-        return Merged(len(added), len(replaced), tuple(each.entry.record.id for each in conflicts))
+        ids = (tuple(each.entry.record.id for each in some) for some in (conflicts, closed))
+        return Merged(len(added), len(replaced), *ids)
 
     def _verdict(self, theirs: Theirs, ours: Entry) -> _Verdict:
+        """Decide as push does (`pushing.MERGE`), so that what it leaves behind is told, and can be settled, here."""
         if _is_same(theirs.entry, ours):
             return "same"
         base = self._bases.get(ours.record.id)
-        if base == theirs.version:
-            return "keep"
-        is_better_here = _worth(theirs.entry.record) < _worth(ours.record)
-        if is_better_here and theirs.edited_by is None:
+        is_edited = theirs.edited_by is not None
+        here, there = worth(ours.record), worth(theirs.entry.record)
+        is_ours = base is None and theirs.ledger == self._ledger and not is_edited and there <= here
+        if base == theirs.version or is_ours:
+            return "keep"  # nobody has changed it there
+        if there < here and not is_edited:
             return "keep"  # it is not pushed yet, or the books were restored from a backup, and have forgotten
-        is_changed_here = ours.record.id in self._changed_here
+        have_forgotten = base is not None and theirs.version < base and not is_edited
+        is_changed_here = have_forgotten or self._waiting.get(ours.record.id) == 0
         if base is not None and not is_changed_here:
             return "take"
-        is_theirs_a_persons = theirs.edited_by is not None or _is_by_a_person(theirs.entry.record)
-        if is_theirs_a_persons and (is_better_here or _is_by_a_person(ours.record)):
+        is_theirs_a_persons = is_edited or _is_by_a_person(theirs.entry.record)
+        if is_theirs_a_persons and (there < here or _is_by_a_person(ours.record)):
             return _SETTLED_BY[self._preference]
-        if is_theirs_a_persons or _worth(theirs.entry.record) > _worth(ours.record):
-            return "take"
-        return "keep" if is_changed_here else "take"
+        if there == here and is_changed_here:
+            return _SETTLED_BY[self._preference]
+        return "take"  # it is worth more, or came before ours, which nobody has changed since
 
     def _add(self, added: Sequence[Theirs]) -> None:
         self._write([each.entry for each in added])
@@ -149,19 +163,19 @@ class _Merge:
         iterations = [iteration for entry in entries for iteration in entry.iterations]
         self._connection.execute(statements.INSERT_ITERATIONS, (msgspec.json.encode(iterations).decode(),))
 
-    def _replace(self, replaced: Sequence[Theirs], reopen: bool) -> None:
+    def _replace(self, replaced: Sequence[Theirs]) -> None:
         changes = []
         for each in replaced:
             ours, new = self._ours[each.entry.record.id], each.entry
             after = {name: value for name, value in _fields(new.record, COLUMNS).items() if name not in _FIXED}
             changes.append(Change(new.record.id, _reason(each), _fields(ours.record, COLUMNS), after))
-        self._editor.make(SOURCE, changes, reopen=reopen)
+        self._editor.make(SOURCE, changes, reopen=True)  # those of closed periods were left out
         for each in replaced:
             self._connection.execute("DELETE FROM usage_iterations WHERE record_id = ?", (each.entry.record.id,))
         iterations = [iteration for each in replaced for iteration in each.entry.iterations]
         self._connection.execute(statements.INSERT_ITERATIONS, (msgspec.json.encode(iterations).decode(),))
 
-    def _adopt(self, adopted: Sequence[Theirs], price: Callable[[Entry], None], reopen: bool) -> None:
+    def _adopt(self, adopted: Sequence[Theirs], price: Callable[[Entry], None]) -> None:
         """Make whole corrections of what was corrected by SQL: flags, total and cost follow from the counts."""
         changes = []
         for entry in entries_by(self._editor, "id", [each.entry.record.id for each in adopted]):
@@ -169,7 +183,7 @@ class _Merge:
             with contextlib.suppress(ValueError):  # counts that cannot be stay as they are, and verify names them
                 counts = with_counts(entry.record, told)
                 changes.append(correction(entry, counts, "it was corrected by SQL in the fleet's books", price))
-        self._editor.make(SOURCE, changes, reopen=reopen)
+        self._editor.make(SOURCE, changes, reopen=True)
 
 
 _SETTLED = (
@@ -189,12 +203,14 @@ def _reason(theirs: Theirs) -> str:
     return f"from the fleet's books{by}"
 
 
-def _worth(record: Record) -> tuple[int, int]:
-    """Return what a row is worth, to compare: more where it was accepted, and of two lower bounds the larger one."""
-    if is_corrected(record):
-        return 2 * len(_RANKS) + 2, 0
-    is_partial = record.usage_state == "partial"
-    return 2 * _RANKS.get(record.usage_state, 0) + is_accepted(record), record.total_tokens if is_partial else 0
+def _is_corrected_by_sql(theirs: Theirs, ours: Entry | None) -> bool:
+    """Whether somebody has corrected counts by SQL, also where the row is not marked as corrected."""
+    record = theirs.entry.record
+    if theirs.edited_by is None:
+        return False
+    counts = _fields(record, COUNT_COLUMNS)
+    is_counted = ours is not None and counts != _fields(ours.record, COUNT_COLUMNS)
+    return is_corrected(record) or is_counted or record.total_tokens != sum(counts[name] for name in TOTALLED)
 
 
 def _is_by_a_person(record: Record) -> bool:

@@ -30,18 +30,27 @@ ADJUSTMENT_COLUMNS = (
 )
 
 
+class Pushes(NamedTuple):
+    """What the other side has of a ledger: so many batches, and the name of the run that pushed the last (a UUID)."""
+
+    batches: int = 0
+    run: str | None = None
+
+
 class Batch(NamedTuple):
     """Rows to push, as lines of `COLUMNS` by their ids, and their iterations as lines of `ITERATION_COLUMNS`.
 
     `months` tells the month of each row, as 2026-11. `bases` are the versions that rows were made from, where they are
-    known of the other side. `is_new`: none of the rows was ever pushed, nor corrected. `archived`: so many had changed
-    and are in an archive by now. `end` is what to acknowledge.
+    known of the other side. `changed` are rows that changed after they had been pushed. `is_new`: none of the rows was
+    ever pushed, nor corrected, and the id of each tells its start. `archived`: so many had changed and are in an
+    archive by now. `end` is what to acknowledge.
     """
 
     rows: dict[str, str]
     iterations: list[str]
     months: dict[str, str]
     bases: dict[str, int]
+    changed: frozenset[str]
     is_new: bool
     archived: int
     end: tuple[str, str]
@@ -63,12 +72,23 @@ def line_of(cells: Sequence[object]) -> str:
 def _line(columns: Sequence[str]) -> str:
     """SQL for a line of what the addon writes, which has nothing special in it but backslashes; quicker than `line_of`.
 
-    Where another program has put a separator or a line end, the line has too many cells or too few, and PostgreSQL
-    takes none of it.
+    Where another program has put something special, `_is_whole` is false.
     """
     form = SEPARATOR.join(["%s"] * len(columns))
     cells = ", ".join(f"coalesce({name}, '{NULL}')" for name in columns)
     return f"replace(printf('{form}', {cells}), '\\', '\\\\')"
+
+
+def _is_whole(line: str) -> bool:
+    """Whether a line of SQL's is one row: no cell of it holds a separator or a line end."""
+    return line.count(SEPARATOR) == len(COLUMNS) - 1 and "\n" not in line and "\r" not in line
+
+
+_TELLS_ITS_START = """
+    id BETWEEN printf('%013x', strftime('%s', occurred_at) * 1000000 + substr(occurred_at, 21, 3) * 1000)
+    AND printf('%013x', strftime('%s', occurred_at) * 1000000 + substr(occurred_at, 21, 3) * 1000 + 999) || '~'
+"""
+"""SQL for whether a row's id begins with its start, as ids do (`record_id`): then it has one start everywhere."""
 
 
 @contextmanager
@@ -113,35 +133,75 @@ class Outbox:
     def _set_state(self, name: str, value: str) -> None:
         self._connection.execute("INSERT OR REPLACE INTO fleet_state (name, value) VALUES (?, ?)", (name, value))
 
-    def begin_for(self, books: str) -> None:
-        """Begin to exchange rows with these books (a UUID). Others than before get everything from the start."""
+    def begin_for(self, books: str, there: "Pushes") -> None:
+        """Begin to exchange rows with these books (a UUID), where so much was pushed from this ledger (`there`).
+
+        Others than before get everything from the start.
+        """
         if self.state("books") != books:
             with self.editor.transaction():
                 self._start_over()
+                self._agree(there)
                 self._set_state("books", books)
                 self._watch()
 
-    def start_over(self) -> None:
-        """Forget what the other side has: it was restored from a backup, and does not have it any more."""
+    def start_over(self, there: "Pushes") -> None:
+        """Push everything once more: the other side was restored from a backup, and has only so much (`there`).
+
+        Rows that had come from there or gone there count as changed here, so that none gives way unheard.
+        """
         with self.editor.transaction():
+            self._connection.execute(
+                "INSERT INTO fleet_outbox (record_id, is_new) SELECT record_id, 0 FROM fleet_versions"
+            )
             self._start_over()
+            self._agree(there)
 
     def renew(self) -> None:
-        """Give the ledger another id: it was restored from a backup or copied, and its id is that of what it was."""
-        with self.editor.transaction():
-            self._set_state("former", self.ledger)
-            self._set_state("ledger", str(uuid.uuid4()))
-            self._start_over()
+        """Give the ledger another id: it was restored from a backup or copied, and its id is that of what it was.
 
-    def _start_over(self) -> None:
-        for name in ("first_rows", "revisions", "adjustments", "batches"):
-            self._connection.execute("DELETE FROM fleet_state WHERE name = ?", (name,))
-        self._connection.execute("DELETE FROM fleet_versions")
+        Until `finish`, this may be asked for again.
+        """
+        if self.former is None:
+            with self.editor.transaction():
+                self._set_state("former", self.ledger)
+                self._set_state("ledger", str(uuid.uuid4()))
+                self._start_over()
+
+    def finish(self) -> None:
+        """All was pushed under the id that `renew` gave."""
+        if self.former is not None:
+            with self.editor.transaction():
+                self._forget("former")
 
     @property
-    def batches(self) -> int:
-        """How many batches the other side has acknowledged."""
-        return int(self.state("batches") or 0)
+    def former(self) -> str | None:
+        """The id before `renew`, until everything was pushed under the new one."""
+        return self.state("former")
+
+    def _start_over(self) -> None:
+        self._forget("first_rows", "revisions", "adjustments", "batches", "run", "stored_run")
+        self._connection.execute("DELETE FROM fleet_versions")
+
+    def _agree(self, there: "Pushes") -> None:
+        self._set_state("batches", str(there.batches))
+        if there.run is not None:
+            self._set_state("stored_run", there.run)
+
+    def _forget(self, *names: str) -> None:
+        self._connection.executemany("DELETE FROM fleet_state WHERE name = ?", [(name,) for name in names])
+
+    @property
+    def pushes(self) -> "Pushes":
+        """How many batches the other side has acknowledged, and in which run the last of them."""
+        return Pushes(int(self.state("batches") or 0), self.state("stored_run"))
+
+    def begin_run(self) -> str:
+        """Give what is pushed next a name (a UUID), before anything is sent: a copy of this ledger does not know it."""
+        run = str(uuid.uuid4())
+        with self.editor.transaction():
+            self._set_state("run", run)
+        return run
 
     def revision_hash(self, position: int) -> str | None:
         """Return the hash of an entry of the trail; None where there is none."""
@@ -175,19 +235,25 @@ class Outbox:
         if self.state("first_rows") != "all":
             return self._take_first(size, until, behind)
         after = int(behind.end[1]) if behind is not None and behind.end[0] == "outbox" else 0
-        last, known = self._connection.execute(
-            "SELECT max(number), total(NOT is_new) FROM "
-            "(SELECT * FROM fleet_outbox WHERE number > ? AND number <= ? ORDER BY number LIMIT ?)",
+        (last,) = self._connection.execute(
+            "SELECT max(number) FROM "
+            "(SELECT number FROM fleet_outbox WHERE number > ? AND number <= ? ORDER BY number LIMIT ?)",
             (after, until, size),
         ).fetchone()
         if last is None:
             return None
-        changed = "SELECT record_id FROM fleet_outbox WHERE number > ? AND number <= ?"
+        noted = "SELECT record_id FROM fleet_outbox WHERE number > ? AND number <= ?"
         (archived,) = self._connection.execute(
-            f"SELECT count(*) FROM usage_archived WHERE record_id IN ({changed})", (after, last)
+            f"SELECT count(*) FROM usage_archived WHERE record_id IN ({noted})", (after, last)
         ).fetchone()
-        batch = self._batch(f"id IN ({changed}) ORDER BY id", (after, last), ("outbox", str(last)), is_new=not known)
-        return batch._replace(archived=archived)
+        changed = self._connection.execute(f"{noted} GROUP BY record_id HAVING NOT max(is_new)", (after, last))
+        return self._batch(
+            f"id IN ({noted}) ORDER BY id",
+            (after, last),
+            ("outbox", str(last)),
+            frozenset(row[0] for row in changed),
+            archived,
+        )
 
     def _take_first(self, size: int, until: int, behind: Batch | None) -> Batch | None:
         """Return rows that were there before the outbox was."""
@@ -209,17 +275,26 @@ class Outbox:
             "(occurred_at, id) > (?, ?) AND (occurred_at, id) <= (?, ?) "
             "AND id NOT IN (SELECT record_id FROM fleet_versions) ORDER BY occurred_at, id"
         )
-        return self._batch(condition, (*after, *last), ("first_rows", json.dumps(last)), is_new=True)
+        return self._batch(condition, (*after, *last), ("first_rows", json.dumps(last)), frozenset(), 0)
 
-    def _batch(self, condition: str, values: tuple[Any, ...], end: tuple[str, str], is_new: bool) -> Batch:
+    def _batch(
+        self,
+        condition: str,
+        values: tuple[Any, ...],
+        end: tuple[str, str],
+        changed: frozenset[str],
+        archived: int,
+    ) -> Batch:
         found = self._connection.execute(
             "SELECT id, substr(occurred_at, 1, 7), instr(metadata, '_manually_updated') OR "
-            f"instr(metadata, '_accepted'), {_line(COLUMNS)} "
+            f"instr(metadata, '_accepted') OR ({_TELLS_ITS_START}) IS NOT 1, {_line(COLUMNS)} "
             f"FROM usage_records WHERE usage_state <> 'pending' AND {condition}",
             values,
         ).fetchall()
         rows = {row[0]: row[3] for row in found}
-        is_new = is_new and not any(row[2] for row in found)
+        odd = [row_id for row_id, line in rows.items() if not _is_whole(line)]
+        if odd:
+            rows |= {row_id: line_of(cells) for row_id, cells in self.cells(odd)[0].items()}
         ids = json.dumps(list(rows))
         iterations = self._connection.execute(
             f"SELECT {_line(ITERATION_COLUMNS)} {self._iterations()}", (ids,)
@@ -230,7 +305,8 @@ class Outbox:
             (ids,),
         )
         months = {row[0]: row[1] for row in found}
-        return Batch(rows, [row[0] for row in iterations], months, dict(bases), is_new, 0, end)
+        is_new = not changed and not any(row[2] for row in found)
+        return Batch(rows, [row[0] for row in iterations], months, dict(bases), changed, is_new, archived, end)
 
     def _iterations(self) -> str:
         table = self.editor.table("usage_iterations", ITERATION_COLUMNS)
@@ -249,15 +325,14 @@ class Outbox:
             iterations.setdefault(row[0], []).append(row)
         return {row[0]: row[1:] for row in rows}, iterations
 
-    def acknowledge(
-        self, batch: Batch, batches: int, versions: Sequence[tuple[str, int]] = (), left: Sequence[str] = ()
-    ) -> None:
-        """Forget what is stored on the other side, which counts `batches` by now.
+    def acknowledge(self, batch: Batch, versions: Sequence[tuple[str, int]] = (), left: Sequence[str] = ()) -> None:
+        """Forget what is stored on the other side.
 
         `versions`: what rows have there whose version is to be known. `left` are ids of rows that were not taken: they
-        wait on.
+        wait on, as what they were.
         """
         kind, place = batch.end
+        waiting = [(row_id, int(row_id not in batch.changed)) for row_id in left]
         with self.editor.transaction():
             if kind == "outbox":
                 self._connection.execute("DELETE FROM fleet_outbox WHERE number <= ?", (int(place),))
@@ -266,29 +341,44 @@ class Outbox:
             self._connection.executemany(
                 "INSERT OR REPLACE INTO fleet_versions (record_id, version) VALUES (?, ?)", versions
             )
-            self._connection.executemany(
-                "INSERT INTO fleet_outbox (record_id, is_new) VALUES (?, 0)", [(each,) for each in left]
-            )
-            self._set_state("batches", str(batches))
+            self._connection.executemany("INSERT INTO fleet_outbox (record_id, is_new) VALUES (?, ?)", waiting)
+            self._count_batch()
+
+    def _count_batch(self) -> None:
+        self._set_state("batches", str(self.pushes.batches + 1))
+        run = self.state("run")
+        if run is not None:
+            self._set_state("stored_run", run)
 
     # What only grows.
 
-    def entries(self, kind: str, size: int) -> tuple[list[str], int]:
-        """Return entries of the trail (`revisions`) or adjustments that were not pushed, as lines of COPY, and the
-        number of the last one.
+    def entries(self, kind: str, size: int) -> tuple[dict[int, str], int]:
+        """Return entries of the trail (`revisions`) or adjustments that were not pushed, as lines of COPY by their
+        numbers, and the number of the last one.
         """
         table, columns, key = _GROWING[kind]
         after = int(self.state(kind) or 0)
         if not self.editor.has_table(table):
-            return [], after
+            return {}, after
         found = self._connection.execute(
             f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?", (after, size)
         ).fetchall()
-        return [line_of(row) for row in found], found[-1][0] if found else after
+        return {row[0]: line_of(row) for row in found}, found[-1][0] if found else after
 
     def acknowledge_entries(self, kind: str, last: int) -> None:
         with self.editor.transaction():
             self._set_state(kind, str(last))
+            self._count_batch()
+
+    def skip_entries(self, position: int) -> None:
+        """Push no entry of the trail up to this one, nor what it adjusted: they are there, under the former id."""
+        if self.state("revisions") is None:
+            with self.editor.transaction():
+                self._set_state("revisions", str(position))
+                if self.editor.has_table("bill_adjustments"):
+                    found = "SELECT coalesce(max(number), 0) FROM bill_adjustments WHERE position <= ?"
+                    (number,) = self._connection.execute(found, (position,)).fetchone()
+                    self._set_state("adjustments", str(number))
 
 
 _GROWING = {

@@ -1,0 +1,325 @@
+"""What was changed on both sides: the better row stands, and of two that are worth the same none is lost unheard."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from usage_ledger.fleet import pushing
+from usage_ledger.fleet.exchange import begin
+from usage_ledger.fleet.pushing import Pusher
+from usage_ledger.fleet.server import open_books
+from usage_ledger.ledger.outbox import open_outbox
+
+from scripts.real_postgres import query
+from tests.fleet.conftest import BY_SQL, FLAGGED, Run, backfill, comparable, fill, record, shown, sql, stored
+
+
+@pytest.mark.parametrize(
+    ("there", "pushed", "stays"),
+    [
+        ("complete", "partial", "complete"),
+        ("partial", "complete", "complete"),
+        ("missing", "partial", "partial"),
+        ("none", "missing", "none"),
+        ("none", "complete", "complete"),
+    ],
+)
+def test_of_two_ledgers_with_one_row_the_better_stands(
+    tmp_path: Path, dsn: str, run: Run, there: str, pushed: str, stays: str
+) -> None:
+    first, second = (fill(tmp_path / f"{state}.db", record(1, usage_state=state)) for state in (there, pushed))
+    run("push", dsn, "--db", first, "--source", "a")
+    run("push", dsn, "--db", second, "--source", "b")
+    run("push", dsn, "--db", first, "--source", "a")
+    assert stored(dsn, "usage_state") == [(stays,)]
+
+
+def test_of_two_lower_bounds_the_larger_stands(tmp_path: Path, dsn: str, run: Run) -> None:
+    for name, total in (("a", 5), ("b", 9), ("c", 7)):
+        partial = record(1, usage_state="partial", total_tokens=total)
+        run("push", dsn, "--db", fill(tmp_path / f"{name}.db", partial), "--source", name)
+    assert stored(dsn, "total_tokens") == [(9,)]
+
+
+def test_what_was_edited_there_is_never_overwritten(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1, usage_state="partial"))
+    run("push", dsn, "--db", ledger)
+    query(dsn, "UPDATE usage_records SET output_tokens = 7, total_tokens = 19")
+    fill(ledger, record(1))
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert f"row {record(1).id} was changed here and in the books; see pull --prefer" in done.stderr
+    assert stored(dsn, "output_tokens", "usage_state", "edited_by IS NOT NULL") == [(7, "partial", True)]
+
+
+def test_an_acceptance_counts_more_than_none_and_less_than_usage(tmp_path: Path, dsn: str, run: Run) -> None:
+    """Also where the ledger that it was made in has the row from elsewhere, such as from a replay."""
+    proxy, desk, other = (fill(tmp_path / f"{name}.db", record(1, **FLAGGED)) for name in ("web", "desk", "other"))
+    run("push", dsn, "--db", proxy, "--source", "web")
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", desk)
+    for path in (desk, other, proxy):
+        run("push", dsn, "--db", path, "--source", path.stem)
+        assert stored(dsn, "usage_state", "requires_manual_review") == [("missing", 0)]
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy, "--source", "web")
+    assert stored(dsn, "usage_state") == [("complete",)]
+
+
+def test_what_was_not_taken_waits_on_whatever_happens_next(
+    ledger: Path, dsn: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(ledger, record(1, usage_state="partial"), record(2))
+    run("push", dsn, "--db", ledger)
+    query(dsn, "UPDATE usage_records SET tag = 'x'")
+    for number in (1, 2):
+        fill(ledger, record(number, tag="y", usage_state="complete"))
+    monkeypatch.setattr(pushing, "BATCH", 1)
+    with open_outbox(ledger) as outbox, open_books(dsn) as (connection, books):
+        begin(connection, books, outbox, print)
+        first = next(Pusher(outbox, connection, socket.gethostname()).push())
+        assert [each.row_id for each in first.left] == [record(1).id]
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert f"row {record(1).id} was changed here and in the books" in done.stderr
+
+
+def test_of_many_rows_that_are_not_taken_some_are_named(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, *(record(each, usage_state="partial") for each in range(30)))
+    run("push", dsn, "--db", ledger)
+    query(dsn, "UPDATE usage_records SET tag = 'x'")
+    fill(ledger, *map(record, range(30)))
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert done.stderr.count("\n") == 21
+    assert "and 10 more: each was changed here and in the books; see pull --prefer" in done.stderr
+
+
+def two_corrections(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    backfill(run, desk, 1, 500)
+    backfill(run, proxy, 1, 600)
+    run("push", dsn, "--db", desk, "--source", "desk")
+
+
+def test_two_corrections_of_one_row_are_a_conflict_that_nobody_loses(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    two_corrections(proxy, desk, dsn, run)
+    for _ in range(2):  # it is told until it is settled
+        done = run("push", dsn, "--db", proxy, "--source", "web-1", code=1)
+        assert f"row {record(1).id} was changed here and in the books" in done.stderr
+        done = run("pull", dsn, "--db", proxy, code=1)
+        assert "1 conflict(s); --prefer ours or theirs settles them" in done.stderr
+        assert shown(proxy, 1, "input_tokens") == (600,)
+        assert query(dsn, "SELECT input_tokens FROM usage_records") == [(500,)]
+
+
+def test_a_conflict_is_settled_for_theirs(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    two_corrections(proxy, desk, dsn, run)
+    run("push", dsn, "--db", proxy, "--source", "web-1", code=1)
+    run("pull", dsn, "--db", proxy, "--prefer", "theirs")
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    assert shown(proxy, 1, "input_tokens") == (500,)
+    assert "all is well" in run("verify", "--db", proxy).stdout
+
+
+def test_a_conflict_is_settled_for_ours(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    two_corrections(proxy, desk, dsn, run)
+    run("push", dsn, "--db", proxy, "--source", "web-1", code=1)
+    run("pull", dsn, "--db", proxy, "--prefer", "ours")
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    assert query(dsn, "SELECT input_tokens FROM usage_records") == [(600,)]
+    run("pull", dsn, "--db", desk)
+    assert shown(desk, 1, "input_tokens") == (600,)
+    assert "all is well" in run("verify", "--db", desk).stdout
+
+
+def test_an_edit_by_sql_does_not_undo_better_usage(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """Whatever was edited: both sides have changed, and that is told."""
+    fill(proxy, record(1, usage_state="partial"))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    query(dsn, "UPDATE usage_records SET tag = 'x'")
+    fill(proxy, record(1))
+    run("pull", dsn, "--db", proxy, code=1)
+    assert shown(proxy, 1, "usage_state", "tag") == ("complete", None)
+    run("pull", dsn, "--db", proxy, "--prefer", "ours")
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    assert query(dsn, "SELECT usage_state, tag FROM usage_records") == [("complete", None)]
+
+
+def test_an_acceptance_made_elsewhere_stands(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """Also where a pull has kept what was changed here meanwhile, and where the row had never come from the books."""
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", desk)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    sql(proxy, "UPDATE usage_records SET tag = 'x'")
+    for _ in range(2):
+        run("pull", dsn, "--db", proxy)
+        run("push", dsn, "--db", proxy, "--source", "web-1")
+    assert query(dsn, "SELECT requires_manual_review FROM usage_records") == [(0,)]
+    assert shown(proxy, 1, "requires_manual_review") == (0,)
+
+
+def test_an_acceptance_of_a_row_that_was_pushed_from_here_is_not_undone(proxy: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy)
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", proxy)
+    run("pull", dsn, "--db", proxy)
+    assert shown(proxy, 1, "requires_manual_review") == (0,)
+    run("push", dsn, "--db", proxy)
+    run("pull", dsn, "--db", proxy)
+    assert query(dsn, "SELECT requires_manual_review FROM usage_records") == [(0,)]
+    assert shown(proxy, 1, "requires_manual_review") == (0,)
+
+
+def test_an_acceptance_from_before_the_first_pull_is_not_undone(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """Such as one of a row that a replay has made: nobody has noted then that it changed."""
+    fill(desk, record(1, **FLAGGED))
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", desk)
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    assert shown(desk, 1, "requires_manual_review") == (0,)
+
+
+def test_a_correction_and_an_acceptance_of_one_row_are_a_conflict(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    backfill(run, desk, 1, 500)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    run("review", "accept", record(1).id, "--note", "never billed", "--db", proxy)
+    run("pull", dsn, "--db", proxy, code=1)
+    run("pull", dsn, "--db", proxy, "--prefer", "theirs")
+    assert comparable(proxy) == comparable(desk)
+
+
+def test_a_correction_by_sql_beside_one_at_the_desk_is_a_conflict(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy)
+    run("pull", dsn, "--db", desk)
+    query(dsn, BY_SQL % record(1).id)
+    backfill(run, desk, 1, 500)
+    run("push", dsn, "--db", desk, "--source", "desk", code=1)
+    run("pull", dsn, "--db", desk, code=1)
+    assert shown(desk, 1, "input_tokens") == (500,)
+    assert query(dsn, "SELECT input_tokens FROM usage_records") == [(1200,)]
+
+
+def test_a_correction_that_was_never_pushed_is_not_overwritten(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy)
+    run("pull", dsn, "--db", desk)
+    backfill(run, desk, 1, 500)
+    query(dsn, BY_SQL % record(1).id)
+    run("pull", dsn, "--db", desk, code=1)
+    assert shown(desk, 1, "input_tokens") == (500,)
+
+
+def test_a_correction_of_a_correction_is_no_conflict(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    backfill(run, proxy, 1, 500)
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    run("backfill", "--id", record(1).id, "--input-tokens", 7, "--note", "x", "--force", "--db", desk)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    run("pull", dsn, "--db", proxy)
+    assert shown(proxy, 1, "input_tokens") == (7,)
+    assert comparable(proxy) == comparable(desk)
+    assert "all is well" in run("verify", "--db", proxy).stdout
+
+
+# Changes that are no corrections.
+
+
+def priced(run: Run, path: Path, amount: str) -> None:
+    """Give each row that is priced by our own list this price a million tokens."""
+    prices = path.with_suffix(".toml")
+    names = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h")
+    prices.write_text('[[price]]\nmodel = "claude-sonnet-4-6"\n' + "".join(f"{name} = {amount}\n" for name in names))
+    run("price", "--db", path, "--prices", prices, "--since", "2026-01-01")
+
+
+@pytest.fixture
+def priced_on_both_sides(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """At the desk for 54 and at the proxy for 108 millionths; the desk was first."""
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    priced(run, desk, "1")
+    run("push", dsn, "--db", desk, "--source", "desk")
+    priced(run, proxy, "2")
+
+
+def costs(dsn: str) -> list[tuple[str]]:
+    return stored(dsn, "total_cost::text")
+
+
+@pytest.mark.usefixtures("priced_on_both_sides")
+def test_a_new_price_on_both_sides_is_a_conflict_that_is_told(proxy: Path, dsn: str, run: Run) -> None:
+    for _ in range(2):
+        done = run("push", dsn, "--db", proxy, "--source", "web-1", code=1)
+        assert f"row {record(1).id} was changed here and in the books" in done.stderr
+        done = run("pull", dsn, "--db", proxy, code=1)
+        assert "1 conflict(s); --prefer ours or theirs settles them" in done.stderr
+        assert (shown(proxy, 1, "total_cost"), costs(dsn)) == (("0.000108",), [("0.000054",)])
+
+
+@pytest.mark.usefixtures("priced_on_both_sides")
+@pytest.mark.parametrize(("preferred", "cost"), [("ours", "0.000108"), ("theirs", "0.000054")])
+def test_it_is_settled_by_whose_price_is_preferred(
+    proxy: Path, desk: Path, dsn: str, run: Run, preferred: str, cost: str
+) -> None:
+    run("pull", dsn, "--db", proxy, "--prefer", preferred)
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    assert (shown(proxy, 1, "total_cost"), costs(dsn), shown(desk, 1, "total_cost")) == ((cost,), [(cost,)], (cost,))
+    assert run("pull", dsn, "--db", proxy).stderr == ""
+
+
+def test_a_new_price_for_a_row_that_the_desk_has_pushed_reaches_the_books(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    """Once the proxy has pulled what the desk did."""
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    priced(run, desk, "1")
+    run("push", dsn, "--db", desk, "--source", "desk")
+    run("pull", dsn, "--db", proxy)
+    priced(run, proxy, "2")
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    assert costs(dsn) == [("0.000108",)]
+
+
+def test_a_new_price_for_a_row_that_another_ledger_has_as_well_reaches_the_books(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    """Such as one that a replay has made: it is the same there, and so it was made from what is there."""
+    run("push", dsn, "--db", fill(proxy, record(1)), "--source", "web-1")
+    run("push", dsn, "--db", fill(desk, record(1)), "--source", "web-2")
+    priced(run, desk, "1")
+    run("push", dsn, "--db", desk, "--source", "web-2")
+    assert costs(dsn) == [("0.000054",)]
+
+
+def test_a_price_beside_an_edit_by_sql_is_a_conflict(proxy: Path, dsn: str, run: Run) -> None:
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy)
+    query(dsn, "UPDATE usage_records SET tag = 'x'")
+    priced(run, proxy, "1")
+    run("push", dsn, "--db", proxy, code=1)
+    run("pull", dsn, "--db", proxy, code=1)
+    run("pull", dsn, "--db", proxy, "--prefer", "theirs")
+    assert shown(proxy, 1, "tag", "total_cost") == ("x", None)
+
+
+def test_a_lower_bound_that_grows_replaces_what_was_pushed_and_one_that_shrinks_does_not(
+    proxy: Path, dsn: str, run: Run
+) -> None:
+    for tokens, there in ((5, 5), (9, 9), (7, 9)):
+        sql(proxy, "DELETE FROM usage_records") if proxy.exists() else None
+        fill(proxy, record(1, usage_state="partial", input_tokens=tokens, output_tokens=0, total_tokens=tokens))
+        run("push", dsn, "--db", proxy)
+        assert stored(dsn, "total_tokens") == [(there,)]

@@ -1,0 +1,198 @@
+"""Ledgers and books that are not what they were: restored from a backup, copied, or others."""
+
+from pathlib import Path
+
+from scripts.real_postgres import Postgres, query
+from scripts.real_proxy import rows_of
+from tests.fleet.conftest import FLAGGED, Run, backfill, fill, record, shown, sql, stored
+
+
+def test_books_that_are_begun_anew_get_everything(ledger: Path, postgres: Postgres, dsn: str, run: Run) -> None:
+    fill(ledger, *map(record, range(5)))
+    run("push", dsn, "--db", ledger)
+    other = postgres.new_database()
+    run("push", other, "--db", ledger)
+    assert len(stored(other, "id")) == 5
+
+
+def test_a_copy_of_the_ledger_with_another_trail_is_refused(tmp_path: Path, dsn: str, run: Run) -> None:
+    first, second = tmp_path / "a.db", tmp_path / "b.db"
+    fill(first, record(1, **FLAGGED))
+    run("push", dsn, "--db", first, "--source", "web")
+    run("backup", second, "--db", first)
+    for path, tokens in ((first, 5), (second, 6)):
+        counts = ("--input-tokens", tokens, "--output-tokens", 1)
+        run("backfill", "--id", record(1).id, *counts, "--note", "x", "--db", path)
+    run("push", dsn, "--db", first, "--source", "web")
+    done = run("push", dsn, "--db", second, "--source", "web", code=2)
+    assert "entry 1 of this ledger's trail is not the one that was pushed" in done.stderr
+
+
+def test_a_ledger_that_was_restored_takes_no_correction_back(tmp_path: Path, dsn: str, run: Run) -> None:
+    ledger, backup = tmp_path / "usage.db", tmp_path / "backup.db"
+    fill(ledger, record(1, **FLAGGED), record(2, **FLAGGED))
+    run("push", dsn, "--db", ledger, "--source", "web")
+    run("backup", backup, "--db", ledger)
+    counts = ("--input-tokens", 5, "--output-tokens", 1, "--note", "x")
+    run("backfill", "--id", record(1).id, *counts, "--db", ledger)
+    run("push", dsn, "--db", ledger, "--source", "web")
+    done = run("push", dsn, "--db", backup, "--source", "web", code=2)
+    assert "restored from a backup, or is a copy; push it with --as-new, and then pull what it lacks" in done.stderr
+    fill(backup, record(3))
+    run("push", dsn, "--db", backup, "--source", "web", "--as-new")
+    run("pull", dsn, "--db", backup)
+    run("backfill", "--id", record(2).id, *counts, "--db", backup)
+    run("push", dsn, "--db", backup, "--source", "web")
+    assert stored(dsn, "input_tokens") == [(5,), (5,), (12,)]
+    assert "all is well" in run("verify", "--db", backup).stdout
+    assert query(dsn, "SELECT name FROM usage_sources") == [("web",)]
+
+
+def test_books_that_were_restored_get_what_they_lack(
+    ledger: Path, tmp_path: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    fill(ledger, record(1, **FLAGGED))
+    run("push", dsn, "--db", ledger)
+    restored = postgres.copy_of(dsn)
+    fill(ledger, record(2))
+    run("backfill", "--id", record(1).id, "--input-tokens", 5, "--output-tokens", 1, "--note", "x", "--db", ledger)
+    run("push", dsn, "--db", ledger)
+    done = run("push", restored, "--db", ledger)
+    assert "the books are older than what was pushed to them: everything is pushed once more" in done.stderr
+    assert stored(restored, "id", "input_tokens") == stored(dsn, "id", "input_tokens")
+    assert query(restored, "SELECT count(*) FROM usage_revisions") == [(1,)]
+    assert run("pull", restored, "--db", ledger).stderr == ""
+    assert run("push", restored, "--db", ledger).stderr == ""
+
+
+def test_books_that_were_restored_from_a_backup_take_no_correction_away(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    query(dsn, "CREATE TABLE backup AS SELECT * FROM usage_records")
+    backfill(run, desk, 1, 500)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    query(dsn, "DELETE FROM usage_records")
+    query(dsn, "INSERT INTO usage_records SELECT * FROM backup")
+    run("pull", dsn, "--db", desk)
+    assert shown(desk, 1, "input_tokens") == (500,)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    assert query(dsn, "SELECT input_tokens FROM usage_records") == [(500,)]
+
+
+def test_other_books_know_nothing_of_these_versions(
+    proxy: Path, desk: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    fill(proxy, record(1), record(2, usage_state="partial"))
+    run("push", dsn, "--db", proxy)
+    run("pull", dsn, "--db", desk)
+    other = postgres.new_database()
+    run("push", other, "--db", proxy)
+    query(other, "UPDATE usage_records SET tag = 'edited'")
+    run("pull", other, "--db", desk)
+    assert [row["tag"] for row in rows_of(desk)] == ["edited", "edited"]
+
+
+def test_books_that_were_restored_take_no_better_value_away(
+    proxy: Path, desk: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    """Also where what changed since is no correction, and where the next thing is a pull."""
+    fill(proxy, record(1), record(2))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    restored = postgres.copy_of(dsn)
+    run("price", "--db", proxy)
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    sql(desk, "UPDATE usage_records SET tag = 'x' WHERE id = ?", record(2).id)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    run("pull", dsn, "--db", proxy)
+    for path, name in ((proxy, "web-1"), (desk, "desk")):
+        done = run("pull", restored, "--db", path, code=None)
+        assert [row["total_cost"] for row in rows_of(path)] == ["0.000666", "0.000666"]
+        if done.returncode:
+            run("pull", restored, "--db", path, "--prefer", "ours")
+        run("push", restored, "--db", path, "--source", name)
+    columns = ("id", "total_cost::text", "tag")
+    assert stored(restored, *columns) == stored(dsn, *columns)
+
+
+def test_what_only_the_trail_says_is_pushed_once_more_too(ledger: Path, postgres: Postgres, dsn: str, run: Run) -> None:
+    fill(ledger, record(2))
+    run("push", dsn, "--db", ledger)
+    restored = postgres.copy_of(dsn)
+    run("close", "--until", "2026-11-01", "--note", "October", "--db", ledger)
+    run("push", dsn, "--db", ledger)
+    run("push", restored, "--db", ledger)
+    assert query(restored, "SELECT source FROM usage_revisions") == [("close",)]
+
+
+def test_a_ledger_without_a_trail_that_was_restored_is_refused(tmp_path: Path, dsn: str, run: Run) -> None:
+    ledger, backup = tmp_path / "usage.db", tmp_path / "backup.db"
+    fill(ledger, record(1))
+    run("push", dsn, "--db", ledger, "--source", "web")
+    run("backup", backup, "--db", ledger)
+    sql(ledger, "UPDATE usage_records SET total_cost = '0.000666'")
+    run("push", dsn, "--db", ledger, "--source", "web")
+    for name in ("push", "pull"):
+        done = run(name, dsn, "--db", backup, code=2)
+        assert "the books have more of this ledger than it has pushed itself: the ledger was restored" in done.stderr
+    assert stored(dsn, "total_cost::text") == [("0.000666",)]
+    run("push", dsn, "--db", backup, "--source", "web", "--as-new")
+    run("pull", dsn, "--db", backup)
+    assert rows_of(backup)[0]["total_cost"] == "0.000666"
+
+
+def test_of_two_copies_that_are_pushed_in_turn_the_second_is_refused(tmp_path: Path, dsn: str, run: Run) -> None:
+    first, second = tmp_path / "a.db", tmp_path / "b.db"
+    fill(first, record(1))
+    run("push", dsn, "--db", first, "--source", "web")
+    run("backup", second, "--db", first)
+    for path, number in ((first, 2), (second, 3)):
+        fill(path, record(number))
+    run("push", dsn, "--db", first, "--source", "web")
+    done = run("push", dsn, "--db", second, "--source", "web", code=2)
+    assert "the ledger was restored from a backup, or is a copy; push it with --as-new" in done.stderr
+    run("push", dsn, "--db", second, "--source", "web-2", "--as-new")
+    run("push", dsn, "--db", first, "--source", "web")
+    assert len(stored(dsn, "id")) == 3
+
+
+def test_as_new_may_be_asked_for_again_and_doubles_nothing(tmp_path: Path, dsn: str, run: Run) -> None:
+    first, second = tmp_path / "a.db", tmp_path / "b.db"
+    fill(first, record(1, **FLAGGED), record(2))
+    backfill(run, first, 1, 5)
+    run("push", dsn, "--db", first, "--source", "web")
+    run("backup", second, "--db", first)
+    run("push", "nonsense", "--db", second, "--as-new", code=2)
+    query(dsn, "INSERT INTO usage_sources (name, ledger) VALUES ('desk', gen_random_uuid())")
+    run("push", dsn, "--db", second, "--source", "desk", "--as-new", code=2)  # a name that another one has
+    run("push", dsn, "--db", second, "--source", "web", "--as-new")
+    assert query(dsn, "SELECT count(*) FROM usage_revisions") == [(1,)]
+    run("backfill", "--id", record(1).id, "--input-tokens", 7, "--note", "y", "--force", "--db", second)
+    run("push", dsn, "--db", second, "--source", "web")
+    assert query(dsn, "SELECT position FROM usage_revisions ORDER BY position") == [(1,), (2,)]
+    assert query(dsn, "SELECT count(*) FROM usage_sources WHERE name = 'web'") == [(1,)]
+    assert stored(dsn, "input_tokens") == [(7,), (12,)]
+
+
+def test_what_changes_in_a_ledger_that_was_pushed_as_new_reaches_the_books(tmp_path: Path, dsn: str, run: Run) -> None:
+    ledger = fill(tmp_path / "usage.db", record(1))
+    run("push", dsn, "--db", ledger, "--source", "web")
+    run("push", dsn, "--db", ledger, "--source", "web", "--as-new")
+    run("price", "--db", ledger)
+    run("push", dsn, "--db", ledger, "--source", "web")
+    assert stored(dsn, "total_cost::text") == [("0.000666",)]
+    run("pull", dsn, "--db", ledger)
+    assert rows_of(ledger)[0]["total_cost"] == "0.000666"
+
+
+def test_books_that_a_ledger_comes_back_to_are_no_riddle(ledger: Path, postgres: Postgres, dsn: str, run: Run) -> None:
+    other = postgres.new_database()
+    for number, books in enumerate((dsn, other, dsn, other)):
+        fill(ledger, record(number))
+        run("push", books, "--db", ledger)
+    assert len(stored(dsn, "id")) == 3
+    assert len(stored(other, "id")) == 4
