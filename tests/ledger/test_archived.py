@@ -76,8 +76,12 @@ def test_a_replay_brings_no_archived_row_back(ledger: Path, tmp_path: Path, entr
         Entry(record("live", request_id="req_a", message_id="msg_a")),
         replayed("another", request_id="req_a"),
         Entry(record("other", "2026-10-06", origin="replay", request_id="req_z", message_id="msg_a"), identify=True),
+        Entry(record("other", "2026-10-06", origin="replay", message_id="msg_b"), identify=True),
     ],
-    ids=["live with the same ids", "another flow of a capture", "a HAR's other request"],
+    ids=[
+        *("live with the same ids", "another flow of a capture", "a HAR's other request"),
+        "a HAR's other message of the same id",
+    ],
 )
 def test_what_was_not_archived_gets_its_row(ledger: Path, tmp_path: Path, entry: Entry) -> None:
     move(ledger, tmp_path / "old.db")

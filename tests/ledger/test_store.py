@@ -285,19 +285,20 @@ def test_a_row_that_may_only_be_new_is_added_where_there_is_none(books: Books) -
     [
         ({"request_id": "req_1", "message_id": "msg_9"}, True),
         ({"request_id": "req_1", "message_id": "msg_1", "occurred_at": "2026-11-09T00:00:00.000Z"}, True),
-        ({"request_id": None, "message_id": "msg_1", "occurred_at": "2026-11-09T00:00:00.000Z"}, True),
+        ({"request_id": None, "message_id": "msg_1", "host": "elsewhere.example"}, True),
+        ({"request_id": None, "message_id": "msg_1", "occurred_at": "2026-11-09T00:00:00.000Z"}, False),
         ({"request_id": "req_9", "message_id": "msg_9"}, False),
         ({"request_id": "req_9", "message_id": None, "occurred_at": "2026-11-09T00:00:00.000Z"}, False),
     ],
 )
-def test_a_flow_whose_id_is_new_finds_its_row_by_request_id_else_message_id(
+def test_a_flow_whose_id_is_new_finds_its_row_by_request_id_else_message_id_and_start(
     books: Books, told: dict[str, Any], found: bool
 ) -> None:
     books.write(record(usage_state="missing", request_id="req_1", message_id="msg_1"))
     books.write(
         record(id="har-1", usage_state="complete", **told), identify=True, iterations=[iteration(0, of="har-1")]
     )
-    if found:
+    if found:  # some relays call each message the same
         assert (books.row()["id"], books.row()["usage_state"]) == ("flow-1", "complete")
         assert books.iterations() == [("flow-1", 0, 1)]
     else:

@@ -110,6 +110,7 @@ FIND_ARCHIVED = """
         SELECT 1 FROM usage_archived WHERE request_id = asked.value ->> 3
     ) OR EXISTS (
         SELECT 1 FROM usage_archived WHERE message_id = asked.value ->> 4
+        AND substr(start, 1, 24) = substr(asked.value ->> 5, 1, 24)
         AND (request_id IS NULL OR asked.value ->> 3 IS NULL)
     ) OR EXISTS (
         SELECT 1 FROM usage_archived WHERE start = asked.value ->> 5
@@ -123,8 +124,8 @@ request id, its message id and its start. As `FIND_BY_…` find the rows that we
 FIND_BY_REQUEST_ID = "SELECT id FROM usage_records WHERE request_id = ?1 ORDER BY occurred_at LIMIT 1"
 FIND_BY_MESSAGE_ID = """
     SELECT id FROM usage_records
-    WHERE message_id = ?1 AND (request_id IS NULL OR ?2 IS NULL OR request_id = ?2)
-    ORDER BY occurred_at LIMIT 1
+    WHERE message_id = ?1 AND occurred_at = ?3 AND (request_id IS NULL OR ?2 IS NULL OR request_id = ?2)
+    ORDER BY id LIMIT 1
 """
 FIND_BY_START = """
     SELECT id FROM usage_records
@@ -142,7 +143,7 @@ def identifying(record: Record) -> list[tuple[str, tuple[Any, ...]]]:
     """
     return [
         (FIND_BY_REQUEST_ID, (record.request_id,)),
-        (FIND_BY_MESSAGE_ID, (record.message_id, record.request_id)),
+        (FIND_BY_MESSAGE_ID, (record.message_id, record.request_id, record.occurred_at)),
         (FIND_BY_START, (record.occurred_at, record.host, record.path, record.request_id, record.message_id)),
     ]
 
