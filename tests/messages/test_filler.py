@@ -335,6 +335,40 @@ def test_how_an_event_stream_is_filled(body: bytes, expected: bytes) -> None:
     assert filled(body) == expected
 
 
+WITHOUT_END = b'"usage":{"output_tokens":5,"cache_creation":{"ephemeral_1h_input_tokens":6},"service_tier":"standard"'
+BEHIND_IT = [
+    b',"content":[{"type":"text","name":"Secret","Secret":98765}]',
+    b',"Secret":98765,"input":{"Secret":true,"Secret2":[98765],"usage":{"Secret":98765}}',
+    b',"iterations":[{"type":"message","Secret":98765}],"input_tokens":{"Secret":98765}',
+    b',"Secret":{"Secret":98765}},"delta":{"Secret":98765',
+]
+
+
+@pytest.mark.parametrize("behind", BEHIND_IT)
+@pytest.mark.parametrize(
+    "where",
+    [
+        b"{%s}",
+        b"{%s",
+        b'{"type":"message",%s}}]',
+        b'data: {"type":"message_delta",%s}\n\n',
+        b'data: {"message":{%s\n\n',
+    ],
+)
+def test_what_stands_behind_usage_that_has_no_end_is_filled(where: bytes, behind: bytes) -> None:
+    body = where % (WITHOUT_END + behind)
+    out = filled(body)
+    assert WITHOUT_END in out
+    assert b"Secret" not in out
+    assert b"98765" not in out
+    assert told(out) == told(body)
+
+
+def test_usage_in_an_event_longer_than_the_reader_keeps_may_have_no_end_either() -> None:
+    body = b'data: {"type":"message_delta",%s,"Secret":98765,"text":"%s"}}\n\n' % (WITHOUT_END, b"y" * EVENT_LIMIT)
+    assert b"Secret" not in filled(body)
+
+
 def test_an_answer_in_json_may_have_blanks_and_a_byte_order_mark_before_it() -> None:
     for before in (b"", b" \r\n\t", b"\xef\xbb\xbf", b"\n\xef\xbb\xbf"):
         body = before + of(ANSWER)

@@ -5,7 +5,8 @@ many bytes as were given, line breaks where they were, linear time, no recursion
 to be safe is filled, so a field that the API adds one day is filled until it is listed here. Kept are the framing of
 events, the structure of JSON, the names of the API's own fields, short plain labels as a model or a stop reason, and of
 answers the message's id and its usage where the reader looks for them: all that `MessageReader` judges by. It gives the
-same verdict on what was filled, as long as upstream's labels and ids are plain.
+same verdict on what was filled, as long as upstream's labels and ids are plain. Of JSON that is broken only the fields
+of usage that are known are kept, since what follows may stand in it because its end is missing.
 
 JSON is not decoded but scanned, token by token, because the bodies worth showing are the broken ones. Each value
 stands in a zone (`_Zone`) that the names above it decide. Where brackets do not match, or are nested deeper than any
@@ -22,6 +23,7 @@ import msgspec
 
 from usage_ledger.messages import lenient
 from usage_ledger.messages.sse import EVENT_LIMIT
+from usage_ledger.messages.usage import COUNT_PATHS
 
 
 class _Zone(enum.Enum):
@@ -33,6 +35,7 @@ class _Zone(enum.Enum):
     DELTA = enum.auto()  # the `delta` of an event: as PLAIN, and usage is kept
     PLAIN = enum.auto()  # known names, literals, the numbers and labels listed
     USAGE = enum.auto()  # every name, number and literal, and the labels listed
+    COUNTS = enum.auto()  # usage that may have no end: its known names with their numbers, and the labels listed
     OPAQUE = enum.auto()  # nothing but structure
 
 
@@ -53,6 +56,9 @@ _NUMBERS = frozenset(_NUMBER_FIELDS.split())
 _USAGE_LABELS = frozenset({"type", "model", "service_tier", "inference_geo", "speed"})
 _LABELS = _USAGE_LABELS | {"role", "stop_reason", "category", "ttl", "media_type"}
 """Fields whose text is kept where it is plain."""
+
+_USAGE_NAMES = _USAGE_LABELS | {"iterations"} | {name for path in COUNT_PATHS for name in path}
+"""Fields of usage; in JSON that is broken nobody knows whether what stands behind them is usage still."""
 
 _OPAQUE = frozenset({"input", "input_schema", "metadata", "properties"})
 """Fields of the API whose inside is the caller's."""
@@ -107,15 +113,16 @@ _anything = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 def fill_request(body: bytes) -> bytes:
     """Fill a request body of the Messages API, decoded from its content encoding."""
-    return _fill_json(body, _Zone.PLAIN, frozenset())
+    return _fill_json(body, _Zone.PLAIN, frozenset(), _Zone.OPAQUE)
 
 
 def fill_response(body: bytes) -> bytes:
     """Fill a response body, decoded from its content encoding: a JSON answer, an event stream or anything else."""
     if not body.startswith(b"{", _end_of(_BEFORE, body)):
         return _fill_events(body)
-    out = bytearray(_fill_json(body, _Zone.ANSWER, _READ))
-    if not _is_readable(body):
+    is_whole = _is_readable(body)
+    out = bytearray(_fill_json(body, _Zone.ANSWER, _READ, _Zone.USAGE if is_whole else _Zone.COUNTS))
+    if not is_whole:
         _put_markers_back(body, out, 0, len(body))
     return bytes(out)
 
@@ -159,13 +166,14 @@ def _fill_events(body: bytes) -> bytes:
 
 def _fill_event(body: bytes, out: bytearray, span: tuple[int, int], name: bytes, lines: list[tuple[int, int]]) -> None:
     """Fill the data of one event, which is one text in however many lines."""
+    begin, end = span
     data = b"\n".join([body[start:end] for start, end in lines])
-    filled, at = _fill_json(data, _Zone.EVENT, _READ), 0
+    is_whole = end - begin <= EVENT_LIMIT and (not lines or _is_readable(data))
+    filled, at = _fill_json(data, _Zone.EVENT, _READ, _Zone.USAGE if is_whole else _Zone.COUNTS), 0
     for start, end in lines:
         out[start:end] = filled[at : at + end - start]
         at += end - start + 1
-    begin, end = span
-    if name not in _CONTENT and (end - begin > EVENT_LIMIT or (lines and not _is_readable(data))):
+    if name not in _CONTENT and not is_whole:
         _put_markers_back(body, out, begin, end)
 
 
@@ -179,8 +187,11 @@ def _put_markers_back(body: bytes, out: bytearray, begin: int, end: int) -> None
         out[marker.start() : marker.end()] = marker.group()
 
 
-def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes]) -> bytes:
-    """Fill JSON as far as it goes, and what is none. `words` are kept wherever they are a token of their own."""
+def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes], usage: _Zone) -> bytes:
+    """Fill JSON as far as it goes, and what is none.
+
+    `words` are kept wherever they are a token of their own. `usage` is the zone of usage where the reader looks for it.
+    """
     out = bytearray(body)
     stack: list[tuple[_Zone, bool]] = []
     # The object or list we are in: its zone, whether it is an object, and whether that waits for a name.
@@ -199,12 +210,12 @@ def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes]) -> bytes:
             if len(stack) > _DEEPEST:
                 return bytes(out[: token.start()]) + body[token.start() :].translate(_FILL_DEEP)
             is_object = unnamed = mark == b"{"
-            zone = inner if is_object or inner in (_Zone.USAGE, _Zone.OPAQUE) else _Zone.PLAIN
+            zone = inner if is_object or inner in (usage, _Zone.OPAQUE) else _Zone.PLAIN
             name, inner = "", _Zone.OPAQUE if is_object else zone
         elif text is not None and unnamed:
             name = _decoded(text)
-            inner = _zone_of(name, zone)
-            if zone is not _Zone.USAGE and (zone is _Zone.OPAQUE or name not in _NAMES) and text not in words:
+            inner = _zone_of(name, zone, usage)
+            if not _is_name(name, zone) and text not in words:
                 out[slice(*token.span(1))] = _filled(text)
         else:
             if mark:  # the end of an object or list
@@ -224,14 +235,23 @@ def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes]) -> bytes:
     return bytes(out)
 
 
-def _zone_of(name: str, zone: _Zone) -> _Zone:
-    """Return the zone of a value under `name` in an object in `zone`."""
+def _is_name(name: str, zone: _Zone) -> bool:
+    """Whether a name in an object in `zone` is kept."""
+    if zone in (_Zone.USAGE, _Zone.OPAQUE):
+        return zone is _Zone.USAGE
+    return name in _NAMES or (zone is _Zone.COUNTS and name in _USAGE_NAMES)
+
+
+def _zone_of(name: str, zone: _Zone, usage: _Zone) -> _Zone:
+    """Return the zone of a value under `name` in an object in `zone`; of usage it is `usage`."""
     if zone in (_Zone.USAGE, _Zone.OPAQUE):
         return zone
+    if zone is _Zone.COUNTS:
+        return zone if name in _USAGE_NAMES else _Zone.OPAQUE
     if name not in _NAMES or name in _OPAQUE:
         return _Zone.OPAQUE
     if name == "usage":
-        return _Zone.OPAQUE if zone is _Zone.PLAIN else _Zone.USAGE
+        return _Zone.OPAQUE if zone is _Zone.PLAIN else usage
     if zone is _Zone.EVENT and name in ("message", "delta"):
         return _Zone.MESSAGE if name == "message" else _Zone.DELTA
     return _Zone.PLAIN
@@ -245,7 +265,7 @@ def _is_label(name: str, text: str, inner: _Zone, zone: _Zone) -> bool:
         return _MODEL.fullmatch(text) is not None
     if name == "id":
         return zone in (_Zone.ANSWER, _Zone.MESSAGE) and _ID.fullmatch(text) is not None
-    if name not in (_USAGE_LABELS if inner is _Zone.USAGE else _LABELS):
+    if name not in (_USAGE_LABELS if inner in (_Zone.USAGE, _Zone.COUNTS) else _LABELS):
         return False
     return text in _ROLES if name == "role" else _LABEL.fullmatch(text) is not None
 
@@ -272,7 +292,7 @@ def _filled_bare(bare: bytes, name: str, inner: _Zone) -> bytes:
     if bare in _LITERALS:
         return bare if inner is not _Zone.OPAQUE else b"null".ljust(len(bare))
     if _NUMBER.fullmatch(bare):
-        is_kept = inner is _Zone.USAGE or (inner is not _Zone.OPAQUE and name in _NUMBERS)
+        is_kept = inner in (_Zone.USAGE, _Zone.COUNTS) or (inner is not _Zone.OPAQUE and name in _NUMBERS)
         return bare if is_kept else bare.translate(_FILL_NUMBER)
     return bare.translate(_FILL)
 

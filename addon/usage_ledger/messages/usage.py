@@ -53,7 +53,7 @@ class Counts(msgspec.Struct):
 
 COUNT_NAMES = Counts.__struct_fields__
 
-_PATHS: tuple[tuple[str, ...], ...] = (
+COUNT_PATHS: tuple[tuple[str, ...], ...] = (
     ("input_tokens",),
     ("output_tokens",),
     ("cache_creation_input_tokens",),
@@ -67,7 +67,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
 """Where the API keeps each of `COUNT_NAMES` (SDK type `BetaUsage`)."""
 
 _TEXTS = ("service_tier", "inference_geo", "speed", "type", "model")
-_GROUPS = frozenset(path[0] for path in _PATHS if len(path) == 2)
+_GROUPS = frozenset(path[0] for path in COUNT_PATHS if len(path) == 2)
 
 
 class Iteration(msgspec.Struct):
@@ -123,7 +123,7 @@ def _sift_counts(usage: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         elif value is not None:
             malformed = True
             del good[group]
-    for path in _PATHS:
+    for path in COUNT_PATHS:
         holder = good if len(path) == 1 else good.get(path[0])
         if not isinstance(holder, dict):
             continue
@@ -151,7 +151,7 @@ def says_anything(usage: dict[str, Any]) -> bool:
     return any(
         (holder if len(path) == 1 else holder.get(path[0]) or {}).get(path[-1]) is not None
         for holder in (usage, *(usage.get("iterations") or ()))
-        for path in _PATHS
+        for path in COUNT_PATHS
     )
 
 
@@ -208,7 +208,7 @@ def bounded(usage: dict[str, Any]) -> dict[str, Any]:
 
 def _counted(usage: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
-    for path in _PATHS:
+    for path in COUNT_PATHS:
         holder: Any = usage if len(path) == 1 else usage.get(path[0])
         count = as_count(holder.get(path[-1])) if isinstance(holder, dict) else None
         if count is not None:
@@ -227,7 +227,7 @@ def counts_of(usage: dict[str, Any]) -> Counts:
     split does not explain is of unknown duration (`Counts.cache_split_unknown`).
     """
     values = []
-    for path in _PATHS:
+    for path in COUNT_PATHS:
         holder: Any = usage if len(path) == 1 else usage.get(path[0])
         values.append(as_count(holder.get(path[-1])) or 0 if isinstance(holder, dict) else 0)
     counts = Counts(*values)
