@@ -187,3 +187,34 @@ def test_a_ledger_that_is_locked_has_no_row_and_the_last_lines_say_where_they_ar
     assert log[-1] == f"usage ledger: 1300 row(s) wait in {spilled} for the next start"
     replay(SAMPLES / "rate-limited.mitm", ledger)
     assert len(rows_of(ledger)) == 1_301
+
+
+def test_rows_that_no_file_holds_are_told_and_the_replay_fails(tmp_path: Path) -> None:
+    """Neither the ledger nor a file beside it can be written. What other addons write at the end is whole."""
+    (tmp_path / "file").write_text("no folder")
+    copy = tmp_path / "copy.mitm"
+    with pytest.raises(RuntimeError, match="ended with 1:") as failed:
+        replay(SAMPLES / "normal-stream.mitm", tmp_path / "file" / "usage.db", "-w", str(copy))
+    last = str(failed.value).splitlines()[-1]
+    assert last == "usage ledger: 1 row(s) could not be stored anywhere before the end, and are lost"
+    with copy.open("rb") as file:
+        assert len(list(FlowReader(file).stream())) == 1
+
+
+def test_a_row_that_cannot_be_stored_makes_a_replay_fail(
+    make_writer: Callable[..., Watched], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run(number: int) -> None:
+        replay = Replaying()
+        await replay.add(impossible if number == 3 else entry(number), writer)
+        await replay.finish()
+        replay.end()
+
+    writer, impossible = make_writer(), entry(3)
+    impossible.record.total_tokens = 1 << 80
+    asyncio.run(run(1))
+    with pytest.raises(SystemExit) as failed:
+        asyncio.run(run(3))
+    assert failed.value.code == 1
+    assert "row 3 cannot be stored" in caplog.text
+    assert [row["id"] for row in rows_of(writer.path)] == ["1"]

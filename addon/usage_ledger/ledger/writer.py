@@ -90,6 +90,7 @@ class Writer:
         self._spill_failed = False
         self._pricing_failed = False
         self._taken_back = 0
+        self._refused = 0  # rows that no file can hold
         self._started = False
         atexit.register(self.close)
 
@@ -97,6 +98,11 @@ class Writer:
     def spill_file(self) -> Path:
         """Where rows wait that the ledger cannot take."""
         return spill.spill_path(self.path, self._id)
+
+    @property
+    def nowhere(self) -> int:
+        """How many rows no file holds: those of a replay that wait in memory alone, and those that cannot be stored."""
+        return self._refused + (len(self._backlog) if self._backlog_rid else 0)
 
     def start(self) -> None:
         """Open the ledger and begin to write what was and will be handed in. Starting again does nothing."""
@@ -226,8 +232,9 @@ class Writer:
         A file that was removed or replaced meanwhile took the batch with it, so it is written again to the next one.
         """
         for _ in range(REPLACED_LIMIT):
-            _store_all(store, self._backlog, self._backlog_withdrawn)
+            refused = _store_all(store, self._backlog, self._backlog_withdrawn)
             if store.is_current():
+                self._refused += refused
                 self._backlog.clear()
                 self._backlog_withdrawn.clear()
                 return
@@ -285,7 +292,8 @@ class Writer:
         for entry in refused:
             _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this")
         self._spill_failed = False
-        self._spilled += len(self._backlog)
+        self._refused += len(refused)
+        self._spilled += len(self._backlog) - len(refused)
         self._backlog.clear()
         self._backlog_withdrawn.clear()
 
@@ -354,22 +362,25 @@ class Writer:
         atexit.unregister(self.close)
 
 
-def _store_all(store: Store, entries: list[Entry], withdrawn: list[str]) -> None:
-    """Store a batch; where a row in it cannot be stored, say which, and store the others."""
+def _store_all(store: Store, entries: list[Entry], withdrawn: list[str]) -> int:
+    """Store a batch; where a row in it cannot be stored, say which, and store the others. Return how many cannot."""
     try:
         store.write(entries, withdrawn)
-        return
+        return 0
     except Exception as error:  # told apart here, not handled
         if is_trouble(error):
             raise
+    refused = 0
     for entry in entries:
         try:
             store.write([entry], [])
         except Exception as error:
             if is_trouble(error):
                 raise
+            refused += 1
             _log.error(f"usage ledger: row {entry.record.id} cannot be stored, please report this: {error!r}")
     store.write([], withdrawn)
+    return refused
 
 
 def _tell(outcome: "asyncio.Future[bool]", written: bool) -> None:

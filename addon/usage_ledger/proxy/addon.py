@@ -112,6 +112,7 @@ class UsageLedger:
         writer.start()
         await self._replaying.finish()
         await writer.flush()
+        self._replaying.end()
 
     # The life of a request.
 

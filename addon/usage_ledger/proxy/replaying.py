@@ -2,12 +2,14 @@
 
 Room: proxy. Imports mitmproxy's log level, the flows room and the ledger. A replay holds up nobody's traffic and can be
 done again, so its rows go to the writer many at a time. Promises that memory does not grow with the capture, that the
-log says how far it is, and at the end what came of it and where the rows are.
+log says how far it is, and at the end what came of it and where the rows are; and that the program fails where there
+are rows that no file holds.
 """
 
 import asyncio
 import dataclasses
 import logging
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -79,6 +81,7 @@ class Replaying:
         self._pause: asyncio.TimerHandle | None = None
         self._counted = 0  # at the last look
         self._finishing: asyncio.Task[None] | None = None
+        self._failing: asyncio.Task[None] | None = None
 
     async def add(self, entry: Entry, writer: Writer) -> None:
         """Take the row of a replayed flow; wait where the ledger cannot keep up."""
@@ -109,6 +112,11 @@ class Replaying:
             await writer.flush()
             _log.log(ALERT, tally.line(writer))
 
+    def end(self) -> None:
+        """The program ends, after `finish`: let it fail (exit code 1) where a row of a replay is nowhere."""
+        if self._writer is not None and self._writer.nowhere:
+            self._failing = asyncio.get_running_loop().create_task(_fail_at_the_end())
+
     def _hand_in(self) -> "asyncio.Future[bool] | None":
         waiting, self._waiting = self._waiting, []
         if not waiting or self._writer is None:
@@ -128,6 +136,14 @@ class Replaying:
         else:
             self._counted = self._tally.count
             self._look_again()
+
+
+async def _fail_at_the_end() -> None:
+    """Exit when the event loop ends, which cancels what still waits: until then the other addons come to their end."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    except asyncio.CancelledError:
+        sys.exit(1)
 
 
 def as_the_ledger_says(judged: Judged, ledger: Path) -> Judged:
