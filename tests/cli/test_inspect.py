@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mitmproxy.exceptions import FlowReadException
 from mitmproxy.io import FlowReader, FlowWriter
 
 from scripts.make_samples import SAMPLES
@@ -269,6 +270,89 @@ def test_a_flow_may_be_named_by_the_beginning_of_an_id() -> None:
     done = run(NORMAL, "--flow", flow["flow"][:7])
     assert (done.returncode, done.stdout) == (2, "")
     assert "is too short to tell flows apart; give 8 characters or more" in done.stderr
+
+
+def test_the_beginning_of_several_ids_is_told_to_be_ambiguous() -> None:
+    """The first characters of a row's id are the second in which its request began, and those of a request's a year."""
+    whole = [each["row"]["id"] for each in inspected(DEMO)]
+    done = run(DEMO, "--flow", whole[0][:8])
+    assert (done.returncode, done.stdout.count("  verdict  ")) == (0, len(whole))
+    assert f"{whole[0][:8]!r} begins the ids of several flows; all of them are shown\n" in done.stderr
+    for beginning in (whole[0], whole[0][:14]):
+        done = run(DEMO, DEMO, "--flow", beginning)  # the same flow, twice
+        assert done.stdout.count("  verdict  ") == 2
+        assert "several" not in done.stderr
+
+
+def damaged(capture: Path) -> Path:
+    """A capture of eight flows, of which the second cannot be read."""
+    content = DEMO.read_bytes()
+    begin = content.index(b"8:response;", 5_000)
+    capture.write_bytes(content[:begin] + b"#" + content[begin + 1 :])
+    return capture
+
+
+def test_what_can_be_read_of_a_damaged_capture_is_saved_as_one_that_mitmproxy_replays(tmp_path: Path) -> None:
+    capture, readable, ledger = damaged(tmp_path / "damaged.mitm"), tmp_path / "readable.mitm", tmp_path / "usage.db"
+    with capture.open("rb") as file, pytest.raises(FlowReadException):
+        list(FlowReader(file).stream())  # should it read on one day, help and README need not say so any more
+    assert run(capture, home=tmp_path).stderr.endswith("; --save OUT makes a capture of what can be\n")
+    done = run(capture, "--save", readable, home=tmp_path)
+    assert done.returncode == 1
+    assert "OUT" not in done.stderr
+    assert f"{readable}: 7 flow(s), with their keys and prompts\n" in done.stderr
+    assert readable.stat().st_mode & 0o777 == 0o600
+    replay(readable, ledger)
+    assert len(rows_of(ledger)) == 7
+    assert states(inspected(readable, "--db", ledger)) == ["same"] * 7
+
+
+def states_in(capture: Path) -> list[object]:
+    with capture.open("rb") as file:
+        return [flow.get_state() for flow in FlowReader(file).stream()]
+
+
+def test_one_flow_is_saved_as_it_is(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.mitm"
+    flow = inspected(NORMAL)[0]["flow"]
+    assert run(LEFT, NORMAL, "--flow", flow, "--save", copy, "--format", "json", home=tmp_path).returncode == 0
+    assert states_in(copy) == states_in(NORMAL)
+
+
+def test_nothing_is_saved_where_nothing_is_shown_and_nothing_is_replaced(tmp_path: Path) -> None:
+    copy, mine = tmp_path / "copy.mitm", tmp_path / "mine"
+    mine.write_text("mine")
+    for arguments in ((NORMAL, "--flow", "nonsense"), (tmp_path / "none.mitm",), (NORMAL, "--save", mine)):
+        done = run("--save", copy, *arguments, home=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert not copy.exists()
+        assert mine.read_text() == "mine"
+
+
+def test_a_filter_says_what_is_metered_where_no_proxy_has_noted_it(tmp_path: Path) -> None:
+    capture, shared, ledger = tmp_path / "other.mitm", tmp_path / "shared.mitm", tmp_path / "usage.db"
+    with NORMAL.open("rb") as file, capture.open("wb") as out:
+        (flow,) = FlowReader(file).stream()
+        FlowWriter(out).add(flow)
+        flow.metadata.clear()
+        flow.request.path = "/relay/chat"  # type: ignore[attr-defined]
+        flow.request.timestamp_start += 1  # type: ignore[attr-defined]
+        FlowWriter(out).add(flow)
+    replay(capture, ledger, "--set", "usage_filter=~u /relay/")
+    assert len(rows_of(ledger)) == 2
+    assert states(inspected(capture, "--db", ledger)) == ["same"]
+    assert states(inspected(capture, "--db", ledger, "--filter", "~u /relay/")) == ["same", "same"]
+    redact = [sys.executable, "-m", "usage_ledger", "redact", str(capture), str(shared), "--filter", "~u /relay/"]
+    done = subprocess.run(redact, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{shared}: 2 flow(s)\n")
+    assert states(inspected(shared, "--db", ledger)) == ["same", "same"]
+
+
+@pytest.mark.parametrize("odd", ["~nonsense", "~c 200"])
+def test_a_filter_that_is_none_or_asks_about_the_response_is_refused(tmp_path: Path, odd: str) -> None:
+    done = run(NORMAL, "--filter", odd, home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--filter'" in done.stderr
 
 
 def test_a_ledger_that_is_named_has_to_be_there(tmp_path: Path) -> None:

@@ -426,3 +426,18 @@ def test_bodies_that_broke_off_are_kept_in_captures_and_in_hars(
         (row,) = rows_of(tmp_path / f"{file.name}.db")
         assert (row["usage_state"], row["input_tokens"]) == ("partial", 12)
         assert row["review_reason"] in (reason, "unreadable_body")
+
+
+@pytest.mark.parametrize("filters", [(), ("--set", "usage_filter=~u /elsewhere")], ids=["the default", "another one"])
+def test_what_the_live_proxy_has_metered_is_metered_whatever_filter_the_replay_has(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response], filters: tuple[str, ...]
+) -> None:
+    """As `inspect` and `redact`, which ask for the notes, say of it."""
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture), "--set", "usage_filter=~u /relay/")
+    ask(proxy, "normal", "/relay/chat")
+    ask(proxy, "normal", "/v1/messages/count_tokens")
+    proxy.stop()
+    assert [row["path"] for row in rows_of(proxy.ledger)] == ["/relay/chat"]
+    replay(capture, tmp_path / "other.db", *filters)
+    assert comparable(tmp_path / "other.db") == comparable(proxy.ledger)

@@ -7,21 +7,23 @@ that captures of any size are read flow by flow, and that what can be read is sh
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 import click
 
-from usage_ledger.cli.options import named, with_ledgers
+from usage_ledger.cli.options import named, with_filter, with_ledgers
 from usage_ledger.cli.output import Problems, for_people, for_programs, on_one_line, progress
 from usage_ledger.cli.table import terminal_width
-from usage_ledger.ledger.paths import ENVIRONMENT
+from usage_ledger.ledger.paths import ENVIRONMENT, new_file
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
 if TYPE_CHECKING:
     from usage_ledger.flows.inspecting import Inspection
+    from usage_ledger.flows.metered import RequestFilter
 
 
 BEGINNING = 8
@@ -37,14 +39,32 @@ BEGINNING = 8
     metavar="ID",
     help="One flow, by its id in mitmproxy, its row's or its request's, or how that begins.",
 )
+@with_filter
 @click.option("--events", is_flag=True, help="Show every event, not only those that say something of usage.")
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True, help="How.")
-def inspect(files: tuple[Path, ...], dbs: tuple[Path, ...], wanted: str | None, events: bool, form: str) -> int:
+@click.option(
+    "--save",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Save the flows that are shown, as they are, as the new capture OUT.",
+)
+def inspect(
+    files: tuple[Path, ...],
+    dbs: tuple[Path, ...],
+    wanted: str | None,
+    chosen: "RequestFilter | None",
+    events: bool,
+    form: str,
+    save: Path | None,
+) -> int:
     """Show what captures tell of each metered request: how it ended, which events told usage, and the verdict.
 
     FILE is what mitmdump -w saved, or a HAR. Each flow is judged as a replay of it would be, with the reason in words,
-    and compared with its row in the ledger: same, differs, or absent. Nothing is written. Of a damaged file all that
-    can be read is shown, then what is wrong. Prompts and completions are not shown.
+    and compared with its row in the ledger: same, differs, or absent. Of a damaged file all that can be read is shown,
+    then what is wrong. Prompts and completions are not shown.
+
+    mitmdump -nr ends at the first damage. --save makes a capture of what can be read, for it to replay; or of one flow.
+    It holds keys and prompts, as FILE does.
 
     Exit code 0: all was read; 1: a part of it could not be; 2: there is nothing to show.
 
@@ -52,41 +72,74 @@ def inspect(files: tuple[Path, ...], dbs: tuple[Path, ...], wanted: str | None, 
     Examples:
       usage-ledger inspect capture.mitm
       usage-ledger inspect capture.mitm --flow 661057e494c57-480f7dc21dd8 --events
+      usage-ledger inspect damaged.mitm --save readable.mitm
       usage-ledger inspect capture.mitm --format json | jq '.[] | select(.ledger.state == "differs")'
     """
     if wanted is not None and len(wanted) < BEGINNING:
         raise click.UsageError(
             f"--flow {wanted!r} is too short to tell flows apart; give {BEGINNING} characters or more"
         )
+    asked = _Asked(wanted, chosen, events)
     shown = _Shown()
     with ExitStack() as opened:
         ledger = opened.enter_context(open_for_reading(*dbs)) if _is_there(dbs) else None
-        found = _found(files, wanted, events, shown)
+        copy = None if save is None else opened.enter_context(opened.enter_context(new_file(save)).open("wb"))
+        found = _found(files, asked, shown, copy)
         if form == "json":
             _write_json(found, ledger, shown, for_programs())
         else:
             _write_text(found, ledger, len(files) > 1, for_people())
+        if wanted is not None and not shown.flows:
+            shown.problems.add(f"there is no metered flow {wanted!r} in {named(files)}")
+        if shown.others and wanted is None:
+            click.echo(f"{shown.others:,} other flow(s) are not metered", err=True)
+        if not shown.flows and (shown.problems.told or save is not None):
+            told = shown.problems.told or f"{named(files)} has no flow of a metered request"
+            raise click.ClickException(told if save is None else f"{told}; nothing is written")
+    if save is not None:
+        click.echo(f"{on_one_line(str(save))}: {shown.flows:,} flow(s), with their keys and prompts", err=True)
+    if shown.is_ambiguous:
+        click.echo(f"{wanted!r} begins the ids of several flows; all of them are shown", err=True)
     if ledger is None and shown.flows:
         click.echo(f"there is no ledger at {named(dbs)}, so nothing is compared; name one with --db", err=True)
-    if shown.others and wanted is None:
-        click.echo(f"{shown.others:,} other flow(s) are not metered", err=True)
-    if wanted is not None and not shown.flows:
-        shown.problems.add(f"there is no metered flow {wanted!r} in {named(files)}")
     if told := shown.problems.told:
-        if not shown.flows:
-            raise click.ClickException(told)
-        click.echo(f"usage-ledger: {on_one_line(told)}", err=True)
+        hint = "; --save OUT makes a capture of what can be" if shown.is_damaged and save is None else ""
+        click.echo(f"usage-ledger: {on_one_line(told)}{hint}", err=True)
         return 1
     return 0
 
 
+class _Asked(NamedTuple):
+    """Which flows are asked for, and whether all of their events are."""
+
+    wanted: str | None
+    chosen: "RequestFilter | None"
+    events: bool
+
+
 class _Shown:
-    """What became of the flows in the files."""
+    """What became of the flows in the files.
+
+    `is_ambiguous`: several ids begin with what one flow was asked for by. `is_damaged`: a file was read in part.
+    """
 
     def __init__(self) -> None:
         self.flows = 0
         self.others = 0
         self.problems = Problems()
+        self.is_ambiguous = False
+        self.is_damaged = False
+        self._id: str | None = None
+
+    def is_wanted(self, wanted: str | None, ids: Callable[[], set[str]]) -> bool:
+        """Whether a flow of these ids is asked for."""
+        if wanted is None:
+            return True
+        found = min((each for each in ids() if each.startswith(wanted)), default=None)
+        if found is not None:
+            self.is_ambiguous |= self._id not in (None, found)
+            self._id = found
+        return found is not None
 
 
 def _is_there(dbs: tuple[Path, ...]) -> bool:
@@ -97,31 +150,36 @@ def _is_there(dbs: tuple[Path, ...]) -> bool:
 
 
 def _found(
-    files: tuple[Path, ...], wanted: str | None, events: bool, shown: _Shown
+    files: tuple[Path, ...], asked: _Asked, shown: _Shown, copy: BinaryIO | None
 ) -> Iterator[tuple[Path, "Inspection"]]:
-    from usage_ledger.flows.files import CaptureError, judging, saved_flows
+    from usage_ledger.flows.files import CaptureError, as_saved, judging, saved_flows
     from usage_ledger.flows.inspecting import ids_of, inspect
     from usage_ledger.flows.metered import metered
 
     for path in files:
+        is_begun = False
         try:
             with progress(f"reading {path.name}", lambda path=path: path.stat().st_size) as advance:  # type: ignore[misc]
                 for saved in saved_flows(path, advance):
-                    found = None
+                    found, is_begun = None, True
                     try:
                         with judging(path, saved):
-                            flow = metered(saved)
+                            flow = metered(saved, asked.chosen)
                             if flow is None:
                                 shown.others += 1
-                            elif wanted is None or any(each.startswith(wanted) for each in ids_of(flow)):
-                                found = inspect(flow, all_events=events)
+                            elif shown.is_wanted(asked.wanted, partial(ids_of, flow)):
+                                content = b"" if copy is None else as_saved(flow)
+                                found = inspect(flow, all_events=asked.events)
                     except CaptureError as error:
                         shown.problems.add(str(error))
                     if found is not None:
                         shown.flows += 1
+                        if copy is not None:
+                            copy.write(content)
                         yield path, found
         except CaptureError as error:
             shown.problems.add(str(error))
+            shown.is_damaged |= is_begun
 
 
 def _write_text(

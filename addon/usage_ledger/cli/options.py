@@ -74,6 +74,29 @@ class Names(click.ParamType[tuple[str, ...]]):
         return names
 
 
+class FilterExpression(click.ParamType[Any]):
+    """A filter of mitmproxy's, which says what requests are metered."""
+
+    name = "filter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from usage_ledger.flows.metered import parsed_filter  # which loads mitmproxy
+
+        try:
+            return parsed_filter(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+with_filter = click.option(
+    "--filter",
+    "chosen",
+    metavar="EXPR",
+    type=FilterExpression(),
+    help="The usage_filter of the proxy; requests that it has noted as metered count in any case.",
+)
+
+
 class Words(click.ParamType[str]):
     """Text that a ledger can hold. What a shell hands over may be any bytes."""
 

@@ -5,17 +5,23 @@ nothing is written before it was checked, that nothing is replaced, and that wha
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from usage_ledger.cli.options import with_filter
 from usage_ledger.cli.output import Problems, for_people, on_one_line, progress
+
+if TYPE_CHECKING:
+    from usage_ledger.flows.metered import RequestFilter
 
 
 @click.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@with_filter
 @click.option("--db", metavar="PATH", expose_value=False, help="Not needed here; every command takes it.")
-def redact(source: Path, target: Path) -> int:
+def redact(source: Path, target: Path, chosen: "RequestFilter | None") -> int:
     """Write a capture that can be shared: IN without its secrets, as the new file OUT.
 
     Keys, cookies, prompts, completions, tool names and inputs, images, signatures, hosts and paths but Anthropic's and
@@ -46,7 +52,7 @@ def redact(source: Path, target: Path) -> int:
                 for saved in saved_flows(source, advance):
                     try:
                         with judging(source, saved):
-                            flow = metered(saved)
+                            flow = metered(saved, chosen)
                             if flow is not None:
                                 redact(flow)
                                 content = as_saved(flow)

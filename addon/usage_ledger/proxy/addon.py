@@ -18,7 +18,7 @@ from mitmproxy import contentviews, ctx, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.errorcheck import ErrorCheckHandler
 
-from usage_ledger.flows.metered import is_chosen
+from usage_ledger.flows.metered import is_chosen, metered
 from usage_ledger.flows.notes import is_noted, note
 from usage_ledger.flows.replay import judge
 from usage_ledger.flows.rows import log_line
@@ -202,8 +202,8 @@ class UsageLedger:
     async def _replay(self, flow: http.HTTPFlow) -> None:
         settings, writer = self._ready(), self._writer()
         try:
-            chosen = self._is_chosen(flow)
-            judged = judge(flow, settings.account, settings.tag_header, writer.name) if chosen else None
+            chosen = metered(flow, settings.flow_filter)
+            judged = judge(flow, settings.account, settings.tag_header, writer.name) if chosen is not None else None
         except Exception as error:  # noqa: BLE001 - a damaged capture may hold anything
             _log.warning(f"usage ledger: flow {flow.id} of the capture is damaged ({error!r}), and leaves no row")
             return

@@ -1,15 +1,17 @@
 """Commands: what a person can ask at the prompt of mitmproxy and mitmweb.
 
 Room: proxy. Imports mitmproxy, the flows room and the ledger's reading side. They read, once, when asked; rows of
-requests that have just ended may not be there yet.
+requests that have just ended may not be there yet. Flows that are damaged are named in the log, and have no row.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from mitmproxy import command, ctx, exceptions, flow, http, types
+from mitmproxy import command, ctx, exceptions, flow, flowfilter, http, types
 
 from usage_ledger.flows import rows
 from usage_ledger.flows.metered import metered
@@ -19,6 +21,8 @@ from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ledger_path
 from usage_ledger.ledger.reading import Reader, open_for_reading
 from usage_ledger.proxy.marks import FLAGGED_FILTER
+
+_log = logging.getLogger("usage_ledger")
 
 _ALL: Sequence[flow.Flow] = []
 """Stands for all flows, where none are named."""
@@ -113,7 +117,10 @@ def _rows_of(flows: Sequence[flow.Flow]) -> list[dict[str, Any]]:
     chosen = [each for each in (_all_flows() if flows is _ALL else flows) if isinstance(each, http.HTTPFlow)]
     try:
         with open_for_reading(ledger_path(ctx.options.usage_db)) as ledger:
-            ids = {rows.record_id(each): each for each in chosen}
+            ids: dict[str, http.HTTPFlow] = {}
+            for each in chosen:
+                with _naming(each):
+                    ids[rows.record_id(each)] = each
             found = ledger.having("id", list(ids), _COLUMNS)
             there = {row[0] for row in found}
             missing = [each for row_id, each in ids.items() if row_id not in there]
@@ -127,12 +134,25 @@ def _rows_of(flows: Sequence[flow.Flow]) -> list[dict[str, Any]]:
 def _other_ids(ledger: Reader, flows: Sequence[http.HTTPFlow]) -> list[str]:
     """Return the ids of rows that flows have under another than their own, as those of a HAR do."""
     ids = []
+    chosen = flowfilter.parse(ctx.options.usage_filter)
     for each in flows:
-        judged = judge(each, account="", tag_header="", writer="") if metered(each) is not None else None
+        judged = None
+        with _naming(each):
+            if metered(each, chosen) is not None:
+                judged = judge(each, account="", tag_header="", writer="")
         row = row_of(ledger, judged.entry) if judged is not None else None
         if row is not None:
             ids.append(row.id)
     return ids
+
+
+@contextmanager
+def _naming(http_flow: http.HTTPFlow) -> Iterator[None]:
+    """Say which flow it is that holds what no flow can, and go on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - mitmproxy takes whatever stands in a capture
+        _log.warning(f"usage ledger: flow {http_flow.id} is damaged ({error!r}), and has no row")
 
 
 def _cost(text: Any) -> Decimal | None:

@@ -15,7 +15,7 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 from mitmproxy.utils import human
 
-from usage_ledger.flows.metered import DEFAULT_FILTER
+from usage_ledger.flows.metered import DEFAULT_FILTER, parsed_filter
 from usage_ledger.ledger.filters import as_span
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ledger_path
@@ -28,17 +28,6 @@ CHOICES = {
     "usage_on_ledger_error": ("pass", "block"),
     "usage_capture": ("auto", "always", "never"),
 }
-
-_NEED_A_RESPONSE = (
-    flowfilter.FAsset,
-    flowfilter.FBodResponse,
-    flowfilter.FCode,
-    flowfilter.FContentTypeResponse,
-    flowfilter.FErr,
-    flowfilter.FHeadResponse,
-    flowfilter.FResp,
-    flowfilter.FWebSocket,
-)
 
 _CREDENTIALS = ("x-api-key", "authorization", "proxy-authorization", "cookie")
 
@@ -219,22 +208,9 @@ def _may_be_listed(pattern: str) -> bool:
 
 def _filter(expression: str) -> flowfilter.TFilter:
     try:
-        parsed = flowfilter.parse(expression)
+        return parsed_filter(expression)
     except ValueError as error:
         raise exceptions.OptionsError(f"usage_filter: {error}") from error
-    if _needs_response(parsed):
-        raise exceptions.OptionsError(
-            f"usage_filter: {expression!r} asks about the response, but a flow is chosen by its request"
-        )
-    return parsed
-
-
-def _needs_response(part: object) -> bool:
-    if isinstance(part, flowfilter.FAnd | flowfilter.FOr):
-        return any(_needs_response(each) for each in part.lst)
-    if isinstance(part, flowfilter.FNot):
-        return _needs_response(part.itm)
-    return isinstance(part, _NEED_A_RESPONSE)
 
 
 def _header(name: str) -> str:
