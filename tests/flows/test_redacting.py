@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import brotli
 import pytest
@@ -314,6 +315,20 @@ def test_what_a_reader_needs_is_kept() -> None:
     assert flow.request.path == "/v1/messages?beta=true"
     assert flow.request.timestamp_start == sample().request.timestamp_start
     assert flow.id == sample().id
+
+
+@pytest.mark.parametrize(
+    "name", ["Jane Doe, ticket 4711", "E23E5DA1F2AD46F699EEFB0EE6C90902", "e23e5da1-F2AD46f699eefb0ee6c90902", ""]
+)
+def test_an_id_that_is_no_uuid_becomes_one_under_which_its_row_is_found(name: str) -> None:
+    flow = sample()
+    flow.id = name
+    row = judged(flow)["id"]
+    redact(flow)
+    assert UUID(flow.id).hex != name
+    assert flow.id == str(UUID(flow.id))
+    assert judged(flow)["id"] == row
+    assert not name or name.encode() not in saved(flow)
 
 
 def test_the_size_that_a_compressed_body_had_is_noted() -> None:

@@ -26,14 +26,6 @@ def noted(flow: http.HTTPFlow) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def replace_notes(flow: http.HTTPFlow, facts: dict[str, Any]) -> None:
-    """Let a flow have these notes and no others; none where there are no facts."""
-    if facts:
-        flow.metadata[_KEY] = facts
-    else:
-        forget(flow)
-
-
 def is_noted(flow: http.HTTPFlow) -> bool:
     """Whether a flow has notes, be they empty."""
     return _KEY in flow.metadata

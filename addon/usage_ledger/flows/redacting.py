@@ -3,7 +3,7 @@
 Room: flows. Imports mitmproxy, the messages room and its neighbours. Promises, by an allowlist: what is kept of a flow
 is the structure of its events, sizes, times, usage, the names of models, the headers of `_KEPT` and Anthropic's own
 hosts and paths; all else becomes filler of the same length, or goes. And that its verdict stays what it was, which is
-found out by judging it again.
+found out by judging it again. A flow's notes say that it was redacted, so that a replay takes filler for nobody's name.
 """
 
 import re
@@ -17,9 +17,9 @@ from mitmproxy import flow, http
 from mitmproxy.net.http import status_codes
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from usage_ledger.flows.metered import metered
-from usage_ledger.flows.notes import is_noted, note, noted, replace_notes
+from usage_ledger.flows.notes import note, noted
 from usage_ledger.flows.replay import ANY_ENCODING, Judged, client_left, is_from_har, judge
+from usage_ledger.flows.rows import uuid_of
 from usage_ledger.messages import COUNT_NAMES, Ending
 from usage_ledger.messages.decoding import DecodingError, decoder_for
 from usage_ledger.messages.filler import fill_key, fill_request, fill_response, fill_text
@@ -65,17 +65,15 @@ class RedactionError(Exception):
 
 def redact(http_flow: http.HTTPFlow) -> None:
     """Redact a flow in place; raise `RedactionError` where that would change its verdict."""
-    before, was_metered = _judged(http_flow), metered(http_flow) is not None
+    name, before = http_flow.id, _judged(http_flow)
     from_har = is_from_har(http_flow)
     _redact_bodies(http_flow, from_har)
     _redact_heads(http_flow)
     _redact_surroundings(http_flow, from_har)
     after = _judged(http_flow)
     differ = list(_differences(before, after, from_har))
-    if was_metered and metered(http_flow) is None:
-        differ.append("whether it is metered")
     if differ:
-        raise RedactionError(f"flow {http_flow.id} cannot be redacted so that its verdict stays: {', '.join(differ)}")
+        raise RedactionError(f"flow {name} cannot be redacted so that its verdict stays: {', '.join(differ)}")
 
 
 def _judged(http_flow: http.HTTPFlow) -> Judged | None:
@@ -95,7 +93,7 @@ def _redact_bodies(http_flow: http.HTTPFlow, from_har: bool) -> None:
         encoding = response.headers.get("content-encoding", "") or (ANY_ENCODING if from_har else "")
         _replace(response, _redacted(response.raw_content, encoding, fill_response, sniffs=True))
         if len(response.raw_content) != size and type(noted(http_flow).get("response_bytes")) is not int:
-            replace_notes(http_flow, {**noted(http_flow), "response_bytes": size})
+            note(http_flow, response_bytes=size)
 
 
 def _replace(message: http.Message, body: bytes) -> None:
@@ -212,12 +210,11 @@ def _redacted_header(name: str, value: str) -> tuple[bytes, bytes]:
 
 def _redact_surroundings(http_flow: http.HTTPFlow, from_har: bool) -> None:
     notes = _redacted_notes(noted(http_flow))
-    was_noted = is_noted(http_flow)
     http_flow.metadata.clear()
-    if was_noted:
-        note(http_flow, **notes)
+    note(http_flow, **notes, redacted=True)
     http_flow.is_replay = http_flow.is_replay if http_flow.is_replay in ("request", "response") else None
     http_flow.comment = http_flow.marked = ""
+    http_flow.id = str(uuid_of(http_flow))
     http_flow.websocket = None
     http_flow._backup = None  # the flow as it was before somebody edited it
     if http_flow.error is not None and http_flow.error.msg != flow.Error.KILLED_MESSAGE:

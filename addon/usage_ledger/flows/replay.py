@@ -61,6 +61,7 @@ def judge(
         size = facts.get("response_bytes")
         record.response_bytes = size if type(size) is int and size >= 0 else len(response.raw_content)
     entry.only_new = not captured
+    entry.redacted = facts.get("redacted") is True
     if from_har:
         entry.identify = True
         record.id = rows.lasting_id(record)

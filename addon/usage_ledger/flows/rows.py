@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
+from uuid import UUID
 
 import msgspec
 from mitmproxy import http
@@ -36,10 +37,15 @@ def record_id(flow: http.HTTPFlow) -> str:
     gets a row of its own; a capture that is read again starts when it started, so it finds its row.
     """
     start = int(flow.request.timestamp_start * 1_000_000)
+    return f"{start:013x}-{uuid_of(flow).hex[:12]}"
+
+
+def uuid_of(flow: http.HTTPFlow) -> UUID:
+    """Return the id of a flow, which is a UUID; where another program has given it none, one that is made of it."""
     flow_id = flow.id.replace("-", "").lower()
     if len(flow_id) != 32 or not all(character in "0123456789abcdef" for character in flow_id):
-        flow_id = hashlib.sha256(flow.id.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{start:013x}-{flow_id[:12]}"
+        flow_id = hashlib.sha256(flow.id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return UUID(hex=flow_id)
 
 
 def lasting_id(record: Record) -> str:

@@ -53,7 +53,7 @@ def differences(row: Row, entry: Entry) -> dict[str, tuple[Any, Any]]:
 
 
 def _id_of(ledger: Reader, entry: Entry) -> str | None:
-    asked = statements.identifying(entry.record) if entry.identify else []
+    asked = statements.identifying(entry) if entry.identify else []
     ids = [entry.record.id] if entry.alias is None else [entry.record.id, entry.alias]
     asked += [(statements.FIND_IDS, (json.dumps([each]),)) for each in ids]
     for statement, values in asked:

@@ -83,8 +83,9 @@ class Entry(msgspec.Struct):
     """What is handed to the writer: a record with its iterations, and how it finds its row.
 
     `identify` is set for flows whose id is new at each read (HAR): the row is then found by request id, else message
-    id, else start, host and path, before the record's own id is used. `alias` is the id under which a HAR of the same
-    flow has made its row. `only_new` adds a row but changes none.
+    id and start, else start, host and path, before the record's own id is used. `alias` is the id under which a HAR of
+    the same flow has made its row. `only_new` adds a row but changes none. `redacted`: who asked, and where, is filler
+    here, so that a row which is there keeps what it says of that.
     """
 
     record: Record
@@ -92,3 +93,4 @@ class Entry(msgspec.Struct):
     identify: bool = False
     alias: str | None = None
     only_new: bool = False
+    redacted: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import astuple
 
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
-from usage_ledger.ledger.record import Record
+from usage_ledger.ledger.record import Entry, Record
 
 
 def _rank(row: str) -> str:
@@ -36,11 +36,22 @@ _NEW = "excluded"
 
 # What a replay cannot see is kept from the row it improves.
 _KEPT = frozenset({"tag", "time_to_first_token_ms", "api_key_hint", "session_id", "organization_id", "workspace_id"})
-_SET = ", ".join(
-    f"{name} = coalesce({_NEW}.{name}, {_OLD}.{name})" if name in _KEPT else f"{name} = {_NEW}.{name}"
-    for name in COLUMNS
-    if name not in ("id", "occurred_at")
-)
+
+_WHO = frozenset({"account_id", "api_key_hint", "credential_kind", "session_id", "tag", "host", "path"})
+"""What a redacted capture has filler for, at least in part."""
+
+
+def _improved(name: str) -> str:
+    return f"coalesce({_NEW}.{name}, {_OLD}.{name})" if name in _KEPT else f"{_NEW}.{name}"
+
+
+def _unless_filler(name: str) -> str:
+    return f"CASE WHEN trim({_NEW}.{name}, 'x') = '' THEN {_OLD}.{name} ELSE {_improved(name)} END"
+
+
+_CHANGING = [name for name in COLUMNS if name not in ("id", "occurred_at")]
+_SET = ", ".join(f"{name} = {_improved(name)}" for name in _CHANGING)
+_SET_BY_REDACTED = ", ".join(f"{name} = {_unless_filler(name)}" for name in _CHANGING if name not in _WHO)
 _BETTER = f"""
     CASE WHEN json_valid({_OLD}.metadata) THEN json_extract({_OLD}.metadata, '$._manually_updated') END IS NOT 1 AND (
         {_rank(_NEW)} > {_rank(_OLD)}
@@ -64,6 +75,12 @@ def _insert(count: int) -> str:
 def upsert(count: int) -> str:
     """Write so many records; worse ones than the ledger holds change nothing."""
     return f"{_insert(count)} ON CONFLICT(id) DO UPDATE SET {_SET} WHERE {_BETTER}"
+
+
+@cache
+def upsert_redacted(count: int) -> str:
+    """Write so many records of redacted flows, as `upsert`; filler takes the place of nothing that is known."""
+    return f"{_insert(count)} ON CONFLICT(id) DO UPDATE SET {_SET_BY_REDACTED} WHERE {_BETTER}"
 
 
 @cache
@@ -129,22 +146,29 @@ FIND_BY_MESSAGE_ID = """
 """
 FIND_BY_START = """
     SELECT id FROM usage_records
-    WHERE occurred_at = ?1 AND host = ?2 AND path = ?3
+    WHERE occurred_at = ?1 AND (
+            (host = ?2 AND path = ?3) OR (?6 AND length(host) = length(?2) AND length(path) = length(?3))
+        )
         AND (request_id IS NULL OR ?4 IS NULL OR request_id = ?4)
         AND (message_id IS NULL OR ?5 IS NULL OR message_id = ?5)
     ORDER BY id LIMIT 1
 """
 
 
-def identifying(record: Record) -> list[tuple[str, tuple[Any, ...]]]:
+def identifying(entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
     """Return what finds the row of a flow whose id does not last, best first: statements with their values.
 
-    Where the first of its values is not known, a statement finds nothing.
+    Where the first of its values is not known, a statement finds nothing. Filler is as long as what it stands for.
     """
+    record = entry.record
+    request_id, message_id = (
+        None if entry.redacted and told is not None and not told.strip("x") else told
+        for told in (record.request_id, record.message_id)
+    )
     return [
-        (FIND_BY_REQUEST_ID, (record.request_id,)),
-        (FIND_BY_MESSAGE_ID, (record.message_id, record.request_id, record.occurred_at)),
-        (FIND_BY_START, (record.occurred_at, record.host, record.path, record.request_id, record.message_id)),
+        (FIND_BY_REQUEST_ID, (request_id,)),
+        (FIND_BY_MESSAGE_ID, (message_id, request_id, record.occurred_at)),
+        (FIND_BY_START, (record.occurred_at, record.host, record.path, request_id, message_id, entry.redacted)),
     ]
 
 

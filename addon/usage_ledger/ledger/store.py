@@ -110,11 +110,12 @@ class Store:
         statements.write(self.connection, statements.upsert, (entry.record for entry in entries))
 
     def _write_special(self, entry: Entry) -> None:
-        """Write an entry that has to find its row first, may only add one, or has iterations."""
+        """Write an entry that has to find its row first, may only add one, is redacted, or has iterations."""
         if entry.identify:
             self._identify(entry)
-        statement = (statements.insert_new if entry.only_new else statements.upsert)(1)
-        changed = self.connection.execute(f"{statement} RETURNING id", statements.values([entry.record])).fetchall()
+        upsert = statements.upsert_redacted if entry.redacted else statements.upsert
+        statement = statements.insert_new if entry.only_new else upsert
+        changed = self.connection.execute(f"{statement(1)} RETURNING id", statements.values([entry.record])).fetchall()
         if changed and entry.iterations:
             self.connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
 
@@ -145,7 +146,7 @@ class Store:
 
     def _identify(self, entry: Entry) -> None:
         """Give an entry whose flow id does not last the id of the row that it already has."""
-        for statement, values in statements.identifying(entry.record):
+        for statement, values in statements.identifying(entry):
             found = self.connection.execute(statement, values).fetchone() if values[0] else None
             if found:
                 _rename(entry, found[0])
@@ -199,7 +200,7 @@ def _rename(entry: Entry, row_id: str) -> None:
 
 def _is_plain(entry: Entry) -> bool:
     """Whether one statement can write this entry together with others."""
-    return not (entry.iterations or entry.identify or entry.only_new)
+    return not (entry.iterations or entry.identify or entry.only_new or entry.redacted)
 
 
 def _may_be_known(entry: Entry) -> bool:
