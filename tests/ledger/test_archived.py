@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from usage_ledger.ledger import archive as archiving
 from usage_ledger.ledger.record import Entry
+from usage_ledger.ledger.statements import FIND_ARCHIVED
 from usage_ledger.ledger.store import Store
 
 from tests.ledger.test_archive import ROOT, archivable, ids, is_well, move, rows
@@ -55,11 +56,13 @@ def replayed(id_: str, **fields: Any) -> Entry:
         Entry(record("other", origin="replay"), identify=True),
         Entry(record("other", origin="replay", request_id="req_d"), identify=True),
         Entry(record("other", origin="replay"), identify=True, only_new=True),
+        Entry(record("other", origin="replay", host="x", path="/xx/messages"), identify=True, redacted=True),
     ],
     ids=[
         *("capture", "capture after a HAR", "by request id", "by request id first", "by message id"),
         *("by message id alone", "by message id where the row had no other", "by its start"),
         *("by its start where the row had no ids", "a body that was not captured"),
+        "redacted, by its start",
     ],
 )
 def test_a_replay_brings_no_archived_row_back(ledger: Path, tmp_path: Path, entry: Entry) -> None:
@@ -88,6 +91,13 @@ def test_what_was_not_archived_gets_its_row(ledger: Path, tmp_path: Path, entry:
     with closing(Store(ledger, "normal", "abc")) as store:
         store.write([replayed("b"), entry, replayed("nov")], [])
     assert ids(ledger) == sorted(["flagged", "nov", "pending", entry.record.id])
+
+
+def test_finding_what_was_archived_takes_no_longer_the_more_that_is(ledger: Path) -> None:
+    with closing(Store(ledger, "normal", "abc")) as store:
+        plan = [row[3] for row in store.connection.execute(f"EXPLAIN QUERY PLAN {FIND_ARCHIVED}", ("[]",))]
+    assert len([step for step in plan if step.startswith("SEARCH usage_archived")]) == 4
+    assert not [step for step in plan if step.startswith("SCAN usage_archived")]
 
 
 def test_replays_while_rows_are_removed_bring_none_back(

@@ -130,13 +130,17 @@ FIND_ARCHIVED = """
         AND substr(start, 1, 24) = substr(asked.value ->> 5, 1, 24)
         AND (request_id IS NULL OR asked.value ->> 3 IS NULL)
     ) OR EXISTS (
-        SELECT 1 FROM usage_archived WHERE start = asked.value ->> 5
+        SELECT 1 FROM usage_archived
+        WHERE start IS NOT NULL  -- always so, but else SQLite does not take the index
+        AND start >= iif(asked.value ->> 6, substr(asked.value ->> 5, 1, 24), asked.value ->> 5)
+        AND start <= iif(asked.value ->> 6, substr(asked.value ->> 5, 1, 24) || '!', asked.value ->> 5)
+        AND length(start) = length(asked.value ->> 5)
         AND (request_id IS NULL OR asked.value ->> 3 IS NULL)
         AND (message_id IS NULL OR asked.value ->> 4 IS NULL OR message_id = asked.value ->> 4)
     )
 """
 """Which of these were archived: each a list of its number, its id, its alias, and, where its id does not last, its
-request id, its message id and its start. As `FIND_BY_…` find the rows that were not."""
+request id, its message id, its start and whether that is redacted. As `FIND_BY_…` find the rows that were not."""
 
 FIND_BY_REQUEST_ID = "SELECT id FROM usage_records WHERE request_id = ?1 ORDER BY occurred_at LIMIT 1"
 FIND_BY_MESSAGE_ID = """
@@ -155,16 +159,21 @@ FIND_BY_START = """
 """
 
 
+def ids_told(entry: Entry) -> tuple[str | None, str | None]:
+    """Return the request id and the message id of an entry; None where it has none, or filler."""
+    request_id, message_id = (
+        None if entry.redacted and told is not None and not told.strip("x") else told
+        for told in (entry.record.request_id, entry.record.message_id)
+    )
+    return request_id, message_id
+
+
 def identifying(entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
     """Return what finds the row of a flow whose id does not last, best first: statements with their values.
 
     Where the first of its values is not known, a statement finds nothing. Filler is as long as what it stands for.
     """
-    record = entry.record
-    request_id, message_id = (
-        None if entry.redacted and told is not None and not told.strip("x") else told
-        for told in (record.request_id, record.message_id)
-    )
+    record, (request_id, message_id) = entry.record, ids_told(entry)
     return [
         (FIND_BY_REQUEST_ID, (request_id,)),
         (FIND_BY_MESSAGE_ID, (message_id, request_id, record.occurred_at)),

@@ -124,7 +124,7 @@ class Store:
         asked = [
             (
                 *(place, entry.record.id, entry.alias),
-                *((entry.record.request_id, entry.record.message_id, _start(entry)) if entry.identify else ()),
+                *((*statements.ids_told(entry), _start(entry), entry.redacted) if entry.identify else ()),
             )
             for place, entry in enumerate(entries)
             if may_be(entry)
