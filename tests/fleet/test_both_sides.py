@@ -230,6 +230,19 @@ def test_a_correction_of_a_correction_is_no_conflict(proxy: Path, desk: Path, ds
     assert "all is well" in run("verify", "--db", proxy).stdout
 
 
+def test_a_correction_by_sql_that_two_ledgers_take_over_is_no_conflict(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    query(dsn, BY_SQL % record(1).id)
+    for path in (desk, proxy):
+        run("pull", dsn, "--db", path)
+    for path, name in ((desk, "desk"), (proxy, "web-1")):
+        run("push", dsn, "--db", path, "--source", name)
+    assert comparable(proxy) == comparable(desk)
+
+
 # Changes that are no corrections.
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from usage_ledger.ledger.outbox import line_of, open_outbox
+from usage_ledger.ledger.record import IterationRow
 
 from scripts.real_postgres import query
 from scripts.real_proxy import rows_of
@@ -27,6 +28,10 @@ ODD: dict[str, dict[str, object]] = {
     "JSON that is NaN": {"usage_raw": '{"a":NaN}'},
     "a tab, a backslash, a line end": {"tag": "a\tb\\c\nd\re\\N"},
     "a cost that is no number": {"total_cost": "much"},
+    "a cost below nothing": {"total_cost": "-1"},
+    "a count below nothing": {"output_tokens": -5},
+    "a flag that is none": {"requires_manual_review": 7},
+    "a state that is none": {"usage_state": "odd"},
     "the separator": {"tag": "a\x1fb"},
     "JSON that is nested too deep": {"metadata": "[" * 20_000 + "]" * 20_000},
     "an id that is too long to look up": {"request_id": "".join(map(chr, range(0x4E00, 0x4E00 + 9000)))},
@@ -37,11 +42,21 @@ ODD: dict[str, dict[str, object]] = {
 }
 
 
+REASONS = {
+    "a cost that is no number": "cannot be: total_cost is much",
+    "a cost below nothing": "cannot be: total_cost is -1",
+    "a count below nothing": "cannot be: output_tokens is -5",
+    "a flag that is none": "cannot be: requires_manual_review is 7",
+    "a state that is none": "cannot be: usage_state is 'odd'",
+}
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_what_another_program_has_put_there_holds_up_no_other_row(ledger: Path, dsn: str, run: Run, name: str) -> None:
     fill(ledger, *map(record, range(5)))
     for column, value in ODD[name].items():
-        sql(ledger, f"UPDATE usage_records SET {column} = CAST(? AS TEXT) WHERE id = ?", value, record(2).id)
+        bound = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
+        sql(ledger, f"UPDATE usage_records SET {column} = {bound} WHERE id = ?", value, record(2).id)
     done = run("push", dsn, "--db", ledger, code=None)
     there = {row[0] for row in stored(dsn, "id")}
     assert there >= {record(each).id for each in (0, 1, 3, 4)}
@@ -51,7 +66,7 @@ def test_what_another_program_has_put_there_holds_up_no_other_row(ledger: Path, 
             assert query(dsn, "SELECT tag FROM usage_records WHERE id = %s", [record(2).id]) == [(tag,)]
     else:
         assert done.returncode == 1
-        assert f"row {record(2).id} holds what PostgreSQL does not take" in done.stderr
+        assert f"row {record(2).id} {REASONS.get(name, 'holds what PostgreSQL does not take')}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -65,6 +80,10 @@ def test_what_another_program_has_put_there_holds_up_no_other_row(ledger: Path, 
         ("requires_manual_review = 7", "requires_manual_review is 7"),
         ("total_cost = '-Infinity'", "total_cost is -Infinity"),
         ("usage_state = 'pending'", "usage_state is 'pending'"),
+        ("thinking_tokens = 999", "thinking_tokens are part of output_tokens, and cannot be more"),
+        ("cache_creation_5m_input_tokens = 9", "cache_creation_input_tokens is less than its 5-minute and 1-hour"),
+        ("metadata = '[]'", "metadata is no JSON object"),
+        ("http_status = -5", "http_status is -5"),
     ],
 )
 def test_what_cannot_be_stays_in_the_books_and_is_told(
@@ -139,3 +158,14 @@ def test_an_entry_of_the_trail_that_cannot_be_stored_holds_up_no_other(ledger: P
     )
     assert query(dsn, "SELECT position FROM usage_revisions ORDER BY 1") == [(1,), (3,)]
     assert len(stored(dsn, "id")) == 3
+
+
+def test_an_iteration_that_cannot_be_keeps_its_row_back(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1), record(2), iterations=(IterationRow(record(2).id, 0, "message", None, 1, 5),))
+    sql(ledger, "UPDATE usage_iterations SET total_cost = 'nan'")
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert f"row {record(2).id} cannot be: total_cost is nan" in done.stderr
+    assert stored(dsn, "id") == [(record(1).id,)]
+    sql(ledger, "UPDATE usage_iterations SET total_cost = '0.5'")
+    run("push", dsn, "--db", ledger)
+    assert query(dsn, "SELECT total_cost::text FROM usage_iterations") == [("0.5",)]

@@ -95,6 +95,29 @@ def test_counts_that_are_changed_by_sql_are_a_correction_also_without_the_mark(
     assert "all is well" in run("verify", "--db", desk).stdout
 
 
+def test_iterations_that_come_with_a_row_and_their_costs_are_in_the_trail(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    """Or verify would take them for another program's."""
+    replay(DEMO, proxy)
+    run("price", "--since", "2020-01-01", "--db", proxy)
+    (row_id, *_) = sql(proxy, "SELECT record_id FROM usage_iterations")[0]
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    run("backfill", "--id", row_id, "--input-tokens", 7, "--note", "x", "--force", "--db", desk)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    run("pull", dsn, "--db", proxy)
+    assert "all is well" in run("verify", "--db", proxy).stdout
+    assert comparable(proxy) == comparable(desk)
+    query(dsn, f"UPDATE usage_iterations SET model = 'claude-haiku-4-5' WHERE record_id = '{row_id}'")
+    for path in (proxy, desk):
+        run("pull", dsn, "--db", path)
+        assert {row[0] for row in sql(path, "SELECT model FROM usage_iterations WHERE record_id = ?", row_id)} == {
+            "claude-haiku-4-5"
+        }
+        assert "all is well" in run("verify", "--db", path).stdout
+
+
 def test_what_was_pulled_is_not_pushed_back(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
     """Or a desk that has changed nothing would hold an old row against what its proxy has made of it since."""
     fill(proxy, record(1), record(2))
@@ -196,9 +219,12 @@ def test_archived_rows_do_not_come_back(proxy: Path, desk: Path, dsn: str, run: 
     run("push", dsn, "--db", proxy)
     run("pull", dsn, "--db", desk)
     run("archive", "--before", "2026-11-01", desk.parent / "old.db", "--db", desk)
-    query(dsn, "UPDATE usage_records SET tag = 'x'")
     run("pull", dsn, "--db", desk)
     assert len(rows_of(desk)) == 3
+    query(dsn, "UPDATE usage_records SET tag = 'x'")
+    done = run("pull", dsn, "--db", desk, code=1)
+    assert "3 archived row(s) have changed in the books; correct them in their archive too (--db)" in done.stderr
+    assert [row["tag"] for row in rows_of(desk)] == ["x"] * 3
 
 
 def test_a_database_without_books_is_left_as_it_is(desk: Path, dsn: str, run: Run) -> None:

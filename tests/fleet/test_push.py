@@ -346,6 +346,26 @@ def test_text_is_utf_8_whatever_the_environment_says(ledger: Path, dsn: str, run
     assert stored(dsn, "tag") == [("Zoë \U0001f600",)]
 
 
+def test_how_a_server_isolates_by_default_does_not_matter(tmp_path: Path, dsn: str) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+    query(dsn, f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    ledgers = [fill(tmp_path / f"{number}.db", timely(number)) for number in range(4)]
+    running = [
+        subprocess.Popen(command("push", dsn, "--db", path, "--source", path.stem), stdout=subprocess.DEVNULL)
+        for path in ledgers
+    ]
+    assert [process.wait(60) for process in running] == [0] * 4
+
+
+def test_a_schema_of_books_may_be_renamed(ledger: Path, dsn: str, run: Run) -> None:
+    query(dsn, "CREATE SCHEMA books")
+    fill(ledger, record(1))
+    run("push", psycopg.conninfo.make_conninfo(dsn, options="-csearch_path=books"), "--db", ledger)
+    query(dsn, "ALTER SCHEMA books RENAME TO old")
+    query(dsn, "UPDATE old.usage_records SET tag = 'x'")
+    assert query(dsn, "SELECT edited_by IS NOT NULL FROM old.usage_records") == [(True,)]
+
+
 def test_of_two_pushes_of_one_ledger_the_second_waits(ledger: Path, dsn: str, run: Run) -> None:
     """Or the slower one would put what it has read over what has come since."""
     fill(ledger, record(1))
@@ -459,6 +479,7 @@ def test_what_cannot_be_pushed_to_is_told_in_one_line(
         "password=first hunter2",
         "postgres:/u:hunter2@h",
         "postgresql://u:first@hunter2@h/db",
+        "postgresql://u:first@hunter2/more@localhost:1/db",
         "postgresql://u:hunter2/more@h/db",
         "postgresql://u:hunter2@more@h/db?connect_timeout=2",
     ],

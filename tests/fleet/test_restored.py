@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.outbox import Pushes, open_outbox
+
 from scripts.real_postgres import Postgres, query
 from scripts.real_proxy import rows_of
 from tests.fleet.conftest import FLAGGED, Run, backfill, fill, record, shown, sql, stored
@@ -196,3 +200,45 @@ def test_books_that_a_ledger_comes_back_to_are_no_riddle(ledger: Path, postgres:
         run("push", books, "--db", ledger)
     assert len(stored(dsn, "id")) == 3
     assert len(stored(other, "id")) == 4
+
+
+def test_a_version_that_was_before_the_books_were_restored_does_not_come_again(
+    proxy: Path, desk: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    """Or an edit made after that would be taken for one that is known."""
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    restored = postgres.copy_of(dsn)
+    query(dsn, "UPDATE usage_records SET tag = 'a'")
+    run("pull", dsn, "--db", desk)
+    query(restored, "UPDATE usage_records SET tag = 'b'")
+    run("pull", restored, "--db", desk)
+    assert rows_of(desk)[0]["tag"] == "b"
+    run("push", restored, "--db", desk, "--source", "desk")
+    assert stored(restored, "tag", "edited_at IS NOT NULL") == [("b", True)]
+
+
+def test_rows_that_are_in_an_archive_are_told_where_books_want_all_rows(
+    tmp_path: Path, ledger: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    fill(ledger, *map(record, range(4)))
+    empty = postgres.new_database()
+    run("push", dsn, "--db", ledger)
+    run("archive", "--before", "2026-11-01", tmp_path / "old.db", "--db", ledger)
+    assert run("push", dsn, "--db", ledger).stderr == ""
+    done = run("push", empty, "--db", ledger)
+    assert "2 row(s) were archived before they were pushed; push the archive as well" in done.stderr
+
+
+def test_a_ledger_that_is_pushed_to_two_books_at_once_counts_on_neither(ledger: Path) -> None:
+    """It has one place to go on from; whoever comes second takes it, and the first one stops."""
+    fill(ledger, record(1), record(2))
+    with open_outbox(ledger) as first, open_outbox(ledger) as second:
+        first.begin_for("11111111-1111-4111-8111-111111111111", Pushes())
+        batch = first.take(10, first.last())
+        assert batch is not None
+        second.begin_for("22222222-2222-4222-8222-222222222222", Pushes())
+        with pytest.raises(LedgerError, match="with other books, came between; run it again"):
+            first.acknowledge(batch)
+        assert second.take(10, second.last()) == batch

@@ -13,9 +13,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
-from usage_ledger.ledger.corrections import is_accepted, is_corrected, worth
+from usage_ledger.ledger.corrections import SAID_OF_ITERATIONS, is_accepted, is_corrected, iterations_of, worth
 from usage_ledger.ledger.money import as_amount, as_text
-from usage_ledger.ledger.record import Entry, IterationRow, Record
+from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.messages import Counts, Reason, State
 from usage_ledger.messages.derive import Told, derive
 from usage_ledger.prices.listed import SOURCE
@@ -49,25 +49,15 @@ def told_by_upstream(entry: Entry) -> Told | None:
     return told
 
 
-def iterations_of(entry: Entry) -> list[list[Any]]:
-    """Return what the iterations of a row say, apart from their costs."""
-    return [[getattr(each, name) for name in _SAID_OF_ITERATIONS] for each in entry.iterations]
-
-
 def iterations_told(told: Told) -> list[list[Any]]:
     """Return what the iterations of a row must say, as `iterations_of` does."""
     return [
         [
             *(each.type, each.model, None if each.billed is None else int(each.billed)),
-            *(getattr(each.counts, name) for name in _SAID_OF_ITERATIONS[3:]),
+            *(getattr(each.counts, name) for name in SAID_OF_ITERATIONS[3:]),
         ]
         for each in told.iterations
     ]
-
-
-_SAID_OF_ITERATIONS = tuple(
-    name for name in IterationRow.__struct_fields__ if name not in ("record_id", "position", "total_cost")
-)
 
 
 def differences(entry: Entry, left: Fields) -> list[str]:
@@ -126,7 +116,7 @@ def _iterations(entry: Entry, told: Told) -> list[str]:
     return [
         f"iteration {number}: {name} is {value!r}, upstream told {said!r}"
         for number, (mine, theirs) in enumerate(zip(now, then, strict=True))
-        for name, value, said in zip(_SAID_OF_ITERATIONS, mine, theirs, strict=True)
+        for name, value, said in zip(SAID_OF_ITERATIONS, mine, theirs, strict=True)
         if value != said
     ]
 

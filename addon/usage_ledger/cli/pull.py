@@ -35,8 +35,8 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
     are here already are left alone unless they have changed; of two changes of one row none is lost: where neither is
     worth more, it is a conflict that is told, until --prefer says whose stands.
 
-    Exit code 0: all is here; 1: all but conflicts, rows of closed periods and rows that cannot be, which are told; 2:
-    it could not be done.
+    Exit code 0: all is here; 1: all but conflicts, rows of closed periods or archives, and rows that cannot be, which
+    are told; 2: it could not be done.
 
     \b
     Examples:
@@ -55,17 +55,19 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
     looked = added = changed = 0
     conflicts: list[str] = []
     closed: list[str] = []
+    archived = 0
     impossible: list[Impossible] = []
     try:
         with open_books(dsn) as (connection, books), telling(), open_outbox(db, make=True) as outbox:
             begin(connection, books, outbox, warn)
             chosen = filters_from(filters)
-            for pulled in pull_rows(outbox.editor, connection, chosen, pricer.give, prefer, reopen):
+            for pulled in pull_rows(outbox, connection, chosen, pricer.give, prefer, reopen):
                 looked += pulled.looked_at
                 added += pulled.merged.added
                 changed += pulled.merged.changed
                 conflicts += pulled.merged.conflicts
                 closed += pulled.merged.closed
+                archived += len(pulled.merged.archived)
                 impossible += pulled.impossible
     except (FleetError, GoneError) as error:
         raise click.ClickException(f"{error}; what was pulled so far is in {db}" if looked else str(error)) from error
@@ -77,10 +79,12 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
         warn(f"row {row_id} has changed in the books, and is of a period that is closed here")
     if closed:
         warn(f"{len(closed):,} row(s) of closed periods stay as they were; --reopen changes them all the same")
+    if archived:
+        warn(f"{archived:,} archived row(s) have changed in the books; correct them in their archive too (--db)")
     for row_id, why in impossible[:TOLD]:
         warn(f"row {row_id} cannot be: {why}")
     if impossible:
         warn(f"{len(impossible):,} row(s) cannot be, and were left in the books; correct them there")
     out = for_people()
     out.write(f"{looked:,} row(s) match: {added:,} new, {changed:,} changed here\n")
-    return 1 if conflicts or closed or impossible else 0
+    return 1 if conflicts or closed or archived or impossible else 0

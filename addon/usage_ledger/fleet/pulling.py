@@ -12,11 +12,12 @@ import msgspec
 from psycopg import sql
 
 from usage_ledger.fleet.schema import Connection
-from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, COUNT_LIMIT, ITERATION_COLUMNS
-from usage_ledger.ledger.editing import Editor
+from usage_ledger.ledger.bounds import beyond
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, ITERATION_COLUMNS
+from usage_ledger.ledger.corrections import with_counts
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.merging import Merged, Preference, Theirs, merge
-from usage_ledger.ledger.money import as_amount
+from usage_ledger.ledger.outbox import Outbox
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 
 LOOKED_AT = 5_000
@@ -31,11 +32,6 @@ _SHOWN = {
     **dict.fromkeys(("total_cost", "usage_raw", "metadata"), "{0}::text"),
 }
 _ROW = ", ".join(_SHOWN.get(name, "{0}").format(f"old.{name}") for name in COLUMNS)
-
-
-_FLAGS = ("stream", "requires_manual_review")
-_AMOUNTS = (*COUNT_COLUMNS, "total_tokens", "duration_ms", "time_to_first_token_ms", "response_bytes")
-_STATES = ("complete", "none", "partial", "missing")
 
 
 class Impossible(NamedTuple):
@@ -54,7 +50,7 @@ class Pulled(NamedTuple):
 
 
 def pull(
-    editor: Editor,
+    outbox: Outbox,
     connection: Connection,
     filters: Filters,
     price: Callable[[Entry], None],
@@ -63,40 +59,31 @@ def pull(
 ) -> Iterator[Pulled]:
     """Merge the rows that match into a ledger, oldest first; yield what came of it, some rows at a time."""
     where, values = condition(filters)
-    with connection.transaction(), connection.cursor("pulled") as cursor:
-        cursor.itersize = LOOKED_AT
-        cursor.execute(
-            sql.SQL(
-                "SELECT id, occurred_at, version FROM usage_records AS old WHERE {} ORDER BY occurred_at, id"
-            ).format(sql.SQL(where)),
-            values,
-        )
-        while found := cursor.fetchmany(LOOKED_AT):
-            known = _known(editor, [row[0] for row in found])
-            news = [row for row in found if known.get(row[0]) != row[2]]
-            for place in range(0, len(news), MERGED):
-                fetched = _fetched(connection, news[place : place + MERGED])
-                told = [(each, _impossibility(each.entry)) for each in fetched]
-                theirs = [each for each, why in told if why is None]
-                impossible = tuple(Impossible(each.entry.record.id, why) for each, why in told if why is not None)
-                yield Pulled(0, merge(editor, theirs, price, preference, reopen), impossible)
-            yield Pulled(len(found))
-
-
-def _known(editor: Editor, ids: Sequence[str]) -> dict[str, int]:
-    found = editor.connection.execute(
-        "SELECT record_id, version FROM fleet_versions WHERE record_id IN (SELECT value FROM json_each(?))",
-        (msgspec.json.encode(ids).decode(),),
-    )
-    return dict(found)
+    page = sql.SQL(
+        "SELECT id, occurred_at, version FROM usage_records AS old WHERE {} AND occurred_at >= %(start)s "
+        "AND (occurred_at, id) > (%(start)s, %(id)s) ORDER BY occurred_at, id LIMIT {}"
+    ).format(sql.SQL(where), sql.Literal(LOOKED_AT))
+    values |= {"start": "-infinity", "id": ""}
+    # Page by page, and not by a cursor, whose transaction would be open for as long as the ledger takes to be written.
+    while found := connection.execute(page, values).fetchall():
+        known = outbox.versions([row[0] for row in found])
+        news = [row for row in found if known.get(row[0]) != row[2]]
+        for place in range(0, len(news), MERGED):
+            fetched = _fetched(connection, news[place : place + MERGED])
+            told = [(each, _impossibility(each)) for each in fetched]
+            theirs = [each for each, why in told if why is None]
+            impossible = tuple(Impossible(each.entry.record.id, why) for each, why in told if why is not None)
+            yield Pulled(0, merge(outbox, theirs, price, preference, reopen), impossible)
+        yield Pulled(len(found))
+        values |= {"id": found[-1][0], "start": found[-1][1]}
 
 
 def _fetched(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[Theirs]:
     """Fetch rows whole, by id and start (which tells their partition)."""
     ids, starts = [row[0] for row in rows], [row[1] for row in rows]
     found = connection.execute(
-        "SELECT version, coalesce(edited_by, CASE WHEN edited_at IS NOT NULL THEN '?' END), old.ledger::text, "
-        f"{_ROW} "
+        "SELECT version, coalesce(edited_by, CASE WHEN edited_at IS NOT NULL THEN '?' END), "
+        f"{_TIME.format('old.edited_at')}, old.ledger::text, {_ROW} "
         "FROM usage_records AS old JOIN unnest(%s::text[], %s::timestamptz[]) AS wanted (id, occurred_at) "
         "USING (id, occurred_at) ORDER BY old.occurred_at, old.id",
         (ids, starts),
@@ -110,34 +97,38 @@ def _fetched(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[Th
     for row in told:
         iterations.setdefault(row[0], []).append(IterationRow(*row))
     theirs = []
-    for version, edited_by, ledger, *values in found:
+    for version, edited_by, edited_at, ledger, *values in found:
         fields = dict(zip(COLUMNS, values, strict=True))
         for name in ("usage_raw", "metadata"):
             if fields[name] is not None:
                 fields[name] = _compact(fields[name])
-        theirs.append(Theirs(Entry(Record(**fields), iterations.get(fields["id"], [])), version, edited_by, ledger))
+        theirs.append(
+            Theirs(Entry(Record(**fields), iterations.get(fields["id"], [])), version, edited_by, edited_at, ledger)
+        )
     return theirs
 
 
-def _impossibility(entry: Entry) -> str | None:
+def _impossibility(theirs: Theirs) -> str | None:
     """Return why a row cannot be; None where it can."""
-    record = entry.record
-    amounts = [(name, getattr(record, name)) for name in _AMOUNTS]
-    amounts += [
-        (f"{name} of an iteration", getattr(each, name)) for each in entry.iterations for name in COUNT_COLUMNS[:6]
-    ]
-    for name, amount in amounts:
-        if amount is not None and not 0 <= amount <= COUNT_LIMIT:
-            return f"{name} is {amount}"
-    for name in _FLAGS:
-        if getattr(record, name) not in (0, 1):
-            return f"{name} is {getattr(record, name)}"
-    for cost in (record.total_cost, *(each.total_cost for each in entry.iterations)):
-        if cost is not None and as_amount(cost) is None:  # NaN, less than nothing, a hundred digits
-            return f"total_cost is {cost[:40]}"
-    if record.usage_state not in _STATES:
-        return f"usage_state is {record.usage_state!r}"
-    return None
+    record = theirs.entry.record
+    why = beyond(theirs.entry)
+    if why is None and record.http_status is not None and not 100 <= record.http_status <= 999:
+        why = f"http_status is {record.http_status}"
+    if why is None and not _is_object(record.metadata):
+        why = "metadata is no JSON object"
+    if why is None and theirs.edited_by is not None:
+        try:
+            with_counts(record, {name: getattr(record, name) for name in COUNT_COLUMNS})
+        except ValueError as error:
+            why = str(error)
+    return why
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 _STRING_OR_BLANKS = re.compile(r'("(?:[^"\\]|\\.)*")|\s+')

@@ -201,9 +201,9 @@ class Pusher:
                     stored = self._store_mended(batch)
                 finally:
                     following.exception()  # waits for it
-                left = [each.row_id for each in stored.left]
-                self._outbox.acknowledge(batch, stored.versions, left)
-                yield Pushed(len(batch.rows), stored.rows, tuple(stored.left), batch.archived)
+                left = [Left(row_id, f"cannot be: {why}") for row_id, why in batch.impossible.items()] + stored.left
+                self._outbox.acknowledge(batch, stored.versions, [each.row_id for each in left])
+                yield Pushed(len(batch.rows), stored.rows, tuple(left), batch.archived)
                 batch = following.result()
                 if batch is None:  # or nothing but what had come before the outbox was
                     batch = self._outbox.take(BATCH, until)
@@ -215,7 +215,7 @@ class Pusher:
         self._names["batches"] += 1
 
     def _store(self, batch: Batch) -> _Stored:
-        left = [Left(row_id, why) for row_id, month in batch.months.items() if (why := self._closed(month))]
+        left = [Left(row_id, why) for row_id in batch.rows if (why := self._closed(batch.months[row_id]))]
         rows = batch.rows
         if left:
             rows = {row_id: row for row_id, row in rows.items() if row_id not in {each.row_id for each in left}}
@@ -355,24 +355,12 @@ class Pusher:
 
 
 def mended(cells: Sequence[Any]) -> list[Any]:
-    """Return a row's cells (`COLUMNS`) as PostgreSQL takes them, where they are no JSON or no number.
-
-    JSON that it cannot hold is kept as a text within JSON.
-    """
+    """Return a row's cells (`COLUMNS`) as PostgreSQL takes them: JSON that it cannot hold is a text within JSON."""
     result = list(cells)
     for place, name in enumerate(COLUMNS):
-        if result[place] is None:
-            continue
-        if name in JSON_COLUMNS:
+        if name in JSON_COLUMNS and result[place] is not None:
             result[place] = _mended_json(str(result[place]))
-        elif name == "total_cost" and not _is_number(str(result[place])):
-            result[place] = None
     return result
-
-
-def _is_number(text: str) -> bool:
-    digits = text.removeprefix("-").replace(".", "", 1)
-    return digits.isascii() and digits.isdigit()
 
 
 def _mended_json(text: str) -> str:

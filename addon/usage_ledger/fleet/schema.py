@@ -46,6 +46,9 @@ def _defined(columns: tuple[str, ...], needed: set[str]) -> str:
     return ", ".join(f"{name} {_TYPES.get(name, 'text')}{' NOT NULL' if name in needed else ''}" for name in columns)
 
 
+_VERSION = "(nextval('usage_version') << 20) | floor(random() * 1048576)::bigint"
+"""A number that is larger than those before, and that nobody gets once more after the books were restored."""
+
 MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "create the books",
@@ -153,7 +156,42 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             """,
         ),
     ),
-    ("runs of push have names", ("ALTER TABLE usage_sources ADD COLUMN run uuid",)),
+    (
+        "runs of push have names, and no version comes twice, also where the books were restored",
+        (
+            "ALTER TABLE usage_sources ADD COLUMN run uuid",
+            f"ALTER TABLE usage_records ALTER version SET DEFAULT {_VERSION}",
+            """
+            CREATE OR REPLACE FUNCTION usage_note_edit() RETURNS trigger LANGUAGE plpgsql
+            SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+            BEGIN
+                IF NEW.id <> OLD.id OR NEW.occurred_at <> OLD.occurred_at THEN
+                    RAISE EXCEPTION 'id and occurred_at say which request a row is, and stay as they are';
+                END IF;
+                NEW.version := (nextval((quote_ident(TG_TABLE_SCHEMA) || '.usage_version')::regclass) << 20)
+                    | floor(random() * 1048576)::bigint;
+                NEW.edited_at := clock_timestamp();
+                NEW.edited_by := session_user;
+                RETURN NEW;
+            END $$
+            """,
+            # Who edits an iteration edits its row.
+            """
+            CREATE FUNCTION usage_note_edit_of_iteration() RETURNS trigger LANGUAGE plpgsql
+            SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+            BEGIN
+                EXECUTE format('UPDATE %I.usage_records SET id = id WHERE id = $1', TG_TABLE_SCHEMA)
+                USING CASE TG_OP WHEN 'DELETE' THEN OLD.record_id ELSE NEW.record_id END;
+                RETURN NULL;
+            END $$
+            """,
+            f"""
+            CREATE TRIGGER usage_iterations_edited AFTER INSERT OR UPDATE OR DELETE ON usage_iterations FOR EACH ROW
+            WHEN (current_setting('{ACCESS}', true) IS DISTINCT FROM 'on')
+            EXECUTE FUNCTION usage_note_edit_of_iteration()
+            """,
+        ),
+    ),
 )
 
 

@@ -58,6 +58,7 @@ def open_books(dsn: str, make: bool = False) -> Iterator[tuple[Connection, str]]
         with connection:
             connection.execute("SET TIME ZONE 'UTC'")
             connection.execute("SET DateStyle = 'ISO, YMD'")
+            connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
             connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
             # The server gives up on a machine that has gone as soon, and with it the locks of that one.
             for name, value in (("idle", 30), ("interval", 10), ("count", 3)):
@@ -92,7 +93,7 @@ def telling() -> Iterator[None]:
         raise FleetError(f"the server says: {_line(error)}") from error
 
 
-_CUT_PASSWORD = re.compile(r"postgres(ql)?://([^@/]*:[^@/]*@[^/?]*@|[^@/]*:(?!\d*/)[^@/:]*/.*@)", re.DOTALL)
+_CUT_PASSWORD = re.compile(r"postgres(ql)?://([^@/]*:[^@/]*@[^?]*@|[^@/]*:(?!\d*/)[^@/:]*/.*@)", re.DOTALL)
 """A password with an @ or a / in it, the rest of which libpq takes for a host or a port, and tells."""
 
 _REFUSALS = ("password authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")

@@ -14,7 +14,7 @@ import msgspec
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, COUNT_LIMIT
 from usage_ledger.ledger.editing import Change
 from usage_ledger.ledger.filters import format_moment
-from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.ledger.record import Entry, IterationRow, Record
 
 _CORRECTED = (
     *COUNT_COLUMNS,
@@ -49,8 +49,13 @@ def with_counts(record: Record, counts: Mapping[str, int]) -> dict[str, int]:
     return result
 
 
-def correction(entry: Entry, counts: Mapping[str, int], reason: str, price: Callable[[Entry], None]) -> Change:
-    """Return the change that gives a row all of its counts, and the cost that `price` finds for them."""
+def correction(
+    entry: Entry, counts: Mapping[str, int], reason: str, price: Callable[[Entry], None], at: str | None = None
+) -> Change:
+    """Return the change that gives a row all of its counts, and the cost that `price` finds for them.
+
+    `at` is when somebody has corrected it; None: now.
+    """
     old = entry.record
     metadata = _metadata(old)
     metadata.pop("_requires_manual_review", None)
@@ -59,7 +64,9 @@ def correction(entry: Entry, counts: Mapping[str, int], reason: str, price: Call
     if split != counts["cache_creation_input_tokens"]:
         metadata["_cache_split_unknown"] = True
     metadata["_manually_updated"] = True
-    metadata["_manually_updated_at"] = format_moment(datetime.now(UTC))  # so that an export tells it from the next one
+    metadata["_manually_updated_at"] = at or format_moment(
+        datetime.now(UTC)
+    )  # so that an export tells it from the next one
     new = Entry(
         msgspec.structs.replace(
             old,
@@ -91,6 +98,16 @@ def acceptance(record: Record, reason: str) -> Change:
         record, requires_manual_review=0, metadata=msgspec.json.encode(metadata).decode()
     )
     return Change(record.id, reason, expected=_fields(record, COLUMNS), after=_fields(accepted, _ACCEPTED))
+
+
+SAID_OF_ITERATIONS = tuple(
+    name for name in IterationRow.__struct_fields__ if name not in ("record_id", "position", "total_cost")
+)
+
+
+def iterations_of(entry: Entry) -> list[list[Any]]:
+    """Return what the iterations of a row say, apart from their costs."""
+    return [[getattr(each, name) for name in SAID_OF_ITERATIONS] for each in entry.iterations]
 
 
 def is_corrected(record: Record) -> bool:

@@ -15,9 +15,10 @@ import msgspec
 
 from usage_ledger.ledger import closing, revisions, statements
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, JSON_COLUMNS
-from usage_ledger.ledger.corrections import TOTALLED, correction, is_accepted, is_corrected, with_counts, worth
-from usage_ledger.ledger.editing import Change, Editor
+from usage_ledger.ledger.corrections import TOTALLED, correction, is_accepted, is_corrected, iterations_of, worth
+from usage_ledger.ledger.editing import Change
 from usage_ledger.ledger.entries import entries_by
+from usage_ledger.ledger.outbox import Outbox
 from usage_ledger.ledger.record import Entry, Record
 
 SOURCE = "pull"
@@ -39,22 +40,24 @@ class Theirs(NamedTuple):
     entry: Entry
     version: int
     edited_by: str | None
+    edited_at: str | None
     ledger: str
 
 
 class Merged(NamedTuple):
-    """What came of merging: rows that are new here, rows that changed here, ids of rows in conflict, and of rows of
-    closed periods that have changed there.
+    """What came of merging: rows that are new here, rows that changed here, ids of rows in conflict, and of rows that
+    have changed there and are of closed periods, or in an archive.
     """
 
     added: int = 0
     changed: int = 0
     conflicts: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
+    archived: tuple[str, ...] = ()
 
 
 def merge(
-    editor: Editor,
+    outbox: Outbox,
     theirs: Sequence[Theirs],
     price: Callable[[Entry], None],
     preference: Preference = "report",
@@ -62,30 +65,30 @@ def merge(
 ) -> Merged:
     """Merge rows in one transaction. `price` gives a row that somebody has corrected by SQL its cost.
 
-    Rows of closed periods stay as they are, but with `reopen`.
+    Rows of closed periods stay as they are, but with `reopen`. Raises `LedgerError` where the ledger exchanges rows
+    with other books meanwhile.
     """
-    with editor.transaction():
-        return _Merge(editor, theirs, preference, reopen).make(price)
+    with outbox.editor.transaction():
+        outbox.check_books()
+        return _Merge(outbox, theirs, preference, reopen).make(price)
 
 
 class _Merge:
-    def __init__(self, editor: Editor, theirs: Sequence[Theirs], preference: Preference, reopen: bool) -> None:
+    def __init__(self, outbox: Outbox, theirs: Sequence[Theirs], preference: Preference, reopen: bool) -> None:
+        editor = outbox.editor
         self._editor = editor
         self._connection = editor.connection
+        self._ledger = outbox.ledger
         self._preference = preference
         self._closed_until = "" if reopen else closing.closed_until(editor) or ""
-        (self._ledger,) = self._connection.execute("SELECT value FROM fleet_state WHERE name = 'ledger'").fetchone()
         here = {entry.record.id for entry in editor.without_archived([each.entry for each in theirs])}
         self._theirs = [each for each in theirs if each.entry.record.id in here]
+        bases = outbox.versions([each.entry.record.id for each in theirs if each.entry.record.id not in here])
+        self._archived = tuple(sorted(bases))  # the others this ledger has pushed, and knows no version of
         ids = [each.entry.record.id for each in self._theirs]
         self._ours = {entry.record.id: entry for entry in entries_by(editor, "id", ids)}
         asked = (msgspec.json.encode(ids).decode(),)
-        self._bases = dict(
-            self._connection.execute(
-                "SELECT record_id, version FROM fleet_versions WHERE record_id IN (SELECT value FROM json_each(?))",
-                asked,
-            )
-        )
+        self._bases = outbox.versions(ids)
         waiting = self._connection.execute(
             "SELECT record_id, max(is_new) FROM fleet_outbox WHERE record_id IN (SELECT value FROM json_each(?)) "
             "GROUP BY record_id",
@@ -123,8 +126,8 @@ class _Merge:
             "INSERT OR REPLACE INTO fleet_versions (record_id, version) VALUES (?, ?)",
             [(each.entry.record.id, each.version) for each in seen],
         )
-        ids = (tuple(each.entry.record.id for each in some) for some in (conflicts, closed))
-        return Merged(len(added), len(replaced), *ids)
+        told = [tuple(each.entry.record.id for each in some) for some in (conflicts, closed)]
+        return Merged(len(added), len(replaced), told[0], told[1], self._archived)
 
     def _verdict(self, theirs: Theirs, ours: Entry) -> _Verdict:
         """Decide as push does (`pushing.MERGE`), so that what it leaves behind is told, and can be settled, here."""
@@ -168,7 +171,10 @@ class _Merge:
         for each in replaced:
             ours, new = self._ours[each.entry.record.id], each.entry
             after = {name: value for name, value in _fields(new.record, COLUMNS).items() if name not in _FIXED}
-            changes.append(Change(new.record.id, _reason(each), _fields(ours.record, COLUMNS), after))
+            before, noted = _iterations_changed(ours, new)
+            changes.append(
+                Change(new.record.id, _reason(each), _fields(ours.record, COLUMNS), after, before=before, noted=noted)
+            )
         self._editor.make(SOURCE, changes, reopen=True)  # those of closed periods were left out
         for each in replaced:
             self._connection.execute("DELETE FROM usage_iterations WHERE record_id = ?", (each.entry.record.id,))
@@ -177,12 +183,13 @@ class _Merge:
 
     def _adopt(self, adopted: Sequence[Theirs], price: Callable[[Entry], None]) -> None:
         """Make whole corrections of what was corrected by SQL: flags, total and cost follow from the counts."""
+        edited_at = {each.entry.record.id: each.edited_at for each in adopted}
         changes = []
-        for entry in entries_by(self._editor, "id", [each.entry.record.id for each in adopted]):
-            told = {name: getattr(entry.record, name) for name in COUNT_COLUMNS}
-            with contextlib.suppress(ValueError):  # counts that cannot be stay as they are, and verify names them
-                counts = with_counts(entry.record, told)
-                changes.append(correction(entry, counts, "it was corrected by SQL in the fleet's books", price))
+        for entry in entries_by(self._editor, "id", list(edited_at)):
+            counts = _fields(entry.record, COUNT_COLUMNS)
+            reason = "it was corrected by SQL in the fleet's books"
+            # Whoever takes it over says the same of it, so that two who do are not in each other's way.
+            changes.append(correction(entry, counts, reason, price, edited_at[entry.record.id]))
         self._editor.make(SOURCE, changes, reopen=True)
 
 
@@ -201,6 +208,19 @@ _FIXED = ("id", "occurred_at")
 def _reason(theirs: Theirs) -> str:
     by = "" if theirs.edited_by is None else f", where {theirs.edited_by} has edited it by SQL"
     return f"from the fleet's books{by}"
+
+
+def _iterations_changed(ours: Entry, theirs: Entry) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the trail tells of iterations that are others now: before and after."""
+    before, after = dict[str, Any](), dict[str, Any]()
+    for name, tell in (("iterations", iterations_of), ("iteration_costs", _costs_of_iterations)):
+        if tell(ours) != tell(theirs):
+            before[name], after[name] = tell(ours), tell(theirs)
+    return before, after
+
+
+def _costs_of_iterations(entry: Entry) -> list[Any]:
+    return [each.total_cost for each in entry.iterations]
 
 
 def _is_corrected_by_sql(theirs: Theirs, ours: Entry | None) -> bool:

@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from usage_ledger.ledger.bounds import BEYOND, ITERATION_BEYOND, beyond
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor, open_for_editing
+from usage_ledger.ledger.entries import entries_by
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.presence import new_writer_id
 from usage_ledger.ledger.store import Store
 
@@ -41,7 +44,8 @@ class Batch(NamedTuple):
     """Rows to push, as lines of `COLUMNS` by their ids, and their iterations as lines of `ITERATION_COLUMNS`.
 
     `months` tells the month of each row, as 2026-11. `bases` are the versions that rows were made from, where they are
-    known of the other side. `changed` are rows that changed after they had been pushed. `is_new`: none of the rows was
+    known of the other side. `changed` are rows that changed after they had been pushed, `impossible` are further ones
+    that cannot be, and why (another program has written to them). `is_new`: none of the rows was
     ever pushed, nor corrected, and the id of each tells its start. `archived`: so many had changed and are in an
     archive by now. `end` is what to acknowledge.
     """
@@ -51,6 +55,7 @@ class Batch(NamedTuple):
     months: dict[str, str]
     bases: dict[str, int]
     changed: frozenset[str]
+    impossible: dict[str, str]
     is_new: bool
     archived: int
     end: tuple[str, str]
@@ -111,6 +116,7 @@ class Outbox:
     def __init__(self, editor: Editor) -> None:
         self.editor = editor
         self._connection = editor.connection
+        self._books: str | None = None
 
     def prepare(self) -> None:
         """See to it that the ledger has an id of its own, for as long as it lives."""
@@ -138,12 +144,26 @@ class Outbox:
 
         Others than before get everything from the start.
         """
+        self._books = books
         if self.state("books") != books:
             with self.editor.transaction():
                 self._start_over()
                 self._agree(there)
                 self._set_state("books", books)
                 self._watch()
+
+    def check_books(self) -> None:
+        """Raise `LedgerError` where the ledger exchanges rows with other books by now."""
+        if self.state("books") != self._books:
+            raise LedgerError("another push or pull of this ledger, with other books, came between; run it again")
+
+    def versions(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return the versions of rows on the other side, as far as they are known."""
+        found = self._connection.execute(
+            "SELECT record_id, version FROM fleet_versions WHERE record_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(ids),),
+        )
+        return dict(found)
 
     def start_over(self, there: "Pushes") -> None:
         """Push everything once more: the other side was restored from a backup, and has only so much (`there`).
@@ -275,7 +295,10 @@ class Outbox:
             "(occurred_at, id) > (?, ?) AND (occurred_at, id) <= (?, ?) "
             "AND id NOT IN (SELECT record_id FROM fleet_versions) ORDER BY occurred_at, id"
         )
-        return self._batch(condition, (*after, *last), ("first_rows", json.dumps(last)), frozenset(), 0)
+        archived = 0
+        if told is None and self.editor.has_table("usage_archived"):
+            (archived,) = self._connection.execute("SELECT count(*) FROM usage_archived").fetchone()
+        return self._batch(condition, (*after, *last), ("first_rows", json.dumps(last)), frozenset(), archived)
 
     def _batch(
         self,
@@ -287,7 +310,7 @@ class Outbox:
     ) -> Batch:
         found = self._connection.execute(
             "SELECT id, substr(occurred_at, 1, 7), instr(metadata, '_manually_updated') OR "
-            f"instr(metadata, '_accepted') OR ({_TELLS_ITS_START}) IS NOT 1, {_line(COLUMNS)} "
+            f"instr(metadata, '_accepted') OR ({_TELLS_ITS_START}) IS NOT 1, {_line(COLUMNS)}, {BEYOND} "
             f"FROM usage_records WHERE usage_state <> 'pending' AND {condition}",
             values,
         ).fetchall()
@@ -296,17 +319,27 @@ class Outbox:
         if odd:
             rows |= {row_id: line_of(cells) for row_id, cells in self.cells(odd)[0].items()}
         ids = json.dumps(list(rows))
+        suspects = self._connection.execute(
+            f"SELECT record_id FROM {self.editor.table('usage_iterations', ITERATION_COLUMNS)} "
+            f"WHERE record_id IN (SELECT value FROM json_each(?)) AND ({ITERATION_BEYOND})",
+            (ids,),
+        )
+        impossible = self._impossible([row[0] for row in found if row[4]] + [row[0] for row in suspects])
+        for row_id in impossible:
+            del rows[row_id]
         iterations = self._connection.execute(
             f"SELECT {_line(ITERATION_COLUMNS)} {self._iterations()}", (ids,)
         ).fetchall()
-        bases = self._connection.execute(
-            "SELECT record_id, version FROM fleet_versions WHERE EXISTS (SELECT 1 FROM fleet_versions) "
-            "AND record_id IN (SELECT value FROM json_each(?))",
-            (ids,),
-        )
         months = {row[0]: row[1] for row in found}
         is_new = not changed and not any(row[2] for row in found)
-        return Batch(rows, [row[0] for row in iterations], months, dict(bases), changed, is_new, archived, end)
+        bases = self.versions(list(rows))
+        told = [row[0] for row in iterations]
+        return Batch(rows, told, months, bases, changed, impossible, is_new, archived, end)
+
+    def _impossible(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return those rows that cannot be, and why."""
+        found = {entry.record.id: beyond(entry) for entry in entries_by(self.editor, "id", list(ids))}
+        return {row_id: why for row_id, why in found.items() if why is not None}
 
     def _iterations(self) -> str:
         table = self.editor.table("usage_iterations", ITERATION_COLUMNS)
@@ -345,6 +378,7 @@ class Outbox:
             self._count_batch()
 
     def _count_batch(self) -> None:
+        self.check_books()
         self._set_state("batches", str(self.pushes.batches + 1))
         run = self.state("run")
         if run is not None:

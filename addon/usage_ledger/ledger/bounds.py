@@ -1,0 +1,55 @@
+"""Bounds: what a row can hold at all. What is beyond them another program has written, and no sum could be made of it.
+
+Room: ledger. Imports its neighbours in this room.
+"""
+
+from usage_ledger.ledger.columns import COUNT_COLUMNS, COUNT_LIMIT
+from usage_ledger.ledger.money import as_amount
+from usage_ledger.ledger.record import Entry
+
+_AMOUNTS = (*COUNT_COLUMNS, "total_tokens", "duration_ms", "time_to_first_token_ms", "response_bytes")
+_ITERATION_COUNTS = COUNT_COLUMNS[:6]
+_FLAGS = ("stream", "requires_manual_review")
+_STATES = ("complete", "none", "partial", "missing")
+
+
+def _is_no_cost(name: str) -> str:
+    return f"{name} IS NOT NULL AND ({name} GLOB '*[^0-9.]*' OR {name} = '')"
+
+
+BEYOND = (
+    f"min({', '.join(f'coalesce({name}, 0)' for name in _AMOUNTS)}) < 0 "
+    f"OR max({', '.join(f'coalesce({name}, 0)' for name in _AMOUNTS)}) > {COUNT_LIMIT} "
+    f"OR max({', '.join(_FLAGS)}) > 1 OR min({', '.join(_FLAGS)}) < 0 "
+    f"OR usage_state NOT IN ({', '.join(map(repr, _STATES))}) OR {_is_no_cost('total_cost')}"
+)
+"""SQL for whether a settled row may be beyond its bounds, to be looked at by `beyond`."""
+
+ITERATION_BEYOND = (
+    f"min({', '.join(_ITERATION_COUNTS)}) < 0 OR max({', '.join(_ITERATION_COUNTS)}) > {COUNT_LIMIT} "
+    f"OR coalesce(billed, 0) NOT IN (0, 1) OR {_is_no_cost('total_cost')}"
+)
+"""The same of an iteration."""
+
+
+def beyond(entry: Entry) -> str | None:
+    """Return what of a settled row cannot be, in words; None where all can."""
+    record = entry.record
+    amounts = [(name, getattr(record, name)) for name in _AMOUNTS]
+    amounts += [
+        (f"{name} of an iteration", getattr(each, name)) for each in entry.iterations for name in _ITERATION_COUNTS
+    ]
+    for name, amount in amounts:
+        if amount is not None and not 0 <= amount <= COUNT_LIMIT:
+            return f"{name} is {amount}"
+    flags = [(name, getattr(record, name)) for name in _FLAGS]
+    flags += [("billed of an iteration", each.billed or 0) for each in entry.iterations]
+    for name, flag in flags:
+        if flag not in (0, 1):
+            return f"{name} is {flag}"
+    for cost in (record.total_cost, *(each.total_cost for each in entry.iterations)):
+        if cost is not None and as_amount(cost) is None:  # NaN, less than nothing, a hundred digits
+            return f"total_cost is {cost[:40]}"
+    if record.usage_state not in _STATES:
+        return f"usage_state is {record.usage_state!r}"
+    return None
