@@ -75,10 +75,10 @@ def main() -> int:
         ledger = Path(folder) / "usage.db"
         with closing(Store(ledger, "normal", "abc")) as store:
             store.write(traffic(), [])
-        with serving(ledger) as address, sync_playwright() as playwright:
+        with serving(ledger) as pages, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
-            page.goto(address)
+            page.goto(pages.link())
             page.screenshot(path=PICTURE)
             browser.close()
     print(f"{PICTURE} is made anew")

@@ -9,78 +9,18 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import expect
-from usage_ledger.ledger.record import Entry, IterationRow, Record
-from usage_ledger.ledger.store import Store
+from usage_ledger.ledger.record import IterationRow
 
-from scripts.real_pages import serving
+from scripts.real_pages import Served, serving
 from tests.browsing import needs_browser, open_page
-
-NOW = datetime.now(UTC)
-HOSTILE = '<img src="http://198.51.100.7/x" onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
-LINK = "https://198.51.100.7/evil"
-
-
-def record(number: int, **more: Any) -> Record:
-    """A request of today, or of so many days ago."""
-    moment = NOW - timedelta(days=more.pop("days", 0), seconds=number)
-    given: dict[str, Any] = {
-        "id": f"{number:013x}-aaaaaaaaaaaa",
-        "occurred_at": f"{moment:%Y-%m-%dT%H:%M:%S.000Z}",
-        "host": "api.anthropic.com",
-        "path": "/v1/messages",
-        "account_id": "acme",
-        "api_key_hint": "sk-ant-api03-R2D...igAA",
-        "credential_kind": "api_key",
-        "model": "claude-sonnet-4-6",
-        "usage_state": "complete",
-        "stop_reason": "end_turn",
-        "request_id": f"req_{number}",
-        "input_tokens": 1000,
-        "output_tokens": 500,
-        "cache_read_input_tokens": 3000,
-        "total_tokens": 4500,
-        "total_cost": "1.25",
-        "time_to_first_token_ms": 420,
-        "http_status": 200,
-        **more,
-    }
-    return Record(**given)
-
-
-FLAGGED: dict[str, Any] = {
-    "usage_state": "partial",
-    "requires_manual_review": 1,
-    "review_reason": "client_disconnected",
-    "total_cost": None,
-    "usage_raw": '{"input_tokens":1000}',
-    "metadata": '{"_partial_usage":true,"_requires_manual_review":true}',
-}
-
-
-def fill(path: Path, *records: Record, iterations: tuple[IterationRow, ...] = ()) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(Store(path, "normal", "abc")) as store:
-        store.write([Entry(each, [one for one in iterations if one.record_id == each.id]) for each in records], [])
-    return path
-
-
-def tool(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [sys.executable, "-m", "usage_ledger", *map(str, arguments)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == code, done
-    return done
-
+from tests.web.looking import FLAGGED, HOSTILE, LINK, NOW, fill, record, tool
 
 ROWS = 12
 """Rows of the ledger that is only looked at."""
@@ -108,17 +48,9 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(ledger: Path) -> Iterator[str]:
-    with serving(ledger) as address:
-        yield address
-
-
-def get(url: str, **headers: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+def pages(ledger: Path) -> Iterator[Served]:
+    with serving(ledger) as pages:
+        yield pages
 
 
 PAGES = ["/", "/?since=2026-01-01&until=2026-02-01", "/review", "/reconciliation", "/ledger", "/ledger/usage_records"]
@@ -127,8 +59,8 @@ PAGES = ["/", "/?since=2026-01-01&until=2026-02-01", "/review", "/reconciliation
 @needs_browser
 @pytest.mark.parametrize("path", PAGES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_each_page_renders_and_asks_no_other_host(address: str, path: str, scheme: str) -> None:
-    with open_page(address + path, color_scheme=scheme) as page:
+def test_each_page_renders_and_asks_no_other_host(pages: Served, path: str, scheme: str) -> None:
+    with open_page(pages.link(path), color_scheme=scheme) as page:
         assert page.locator("h1").first.is_visible()
         assert page.title() != "owned"
         colours = page.evaluate(
@@ -140,14 +72,14 @@ def test_each_page_renders_and_asks_no_other_host(address: str, path: str, schem
 
 @needs_browser
 @pytest.mark.parametrize("path", ["/", "/review"])
-def test_a_phone_has_room_for_it(address: str, path: str) -> None:
-    with open_page(address + path, width=390) as page:
+def test_a_phone_has_room_for_it(pages: Served, path: str) -> None:
+    with open_page(pages.link(path), width=390) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @needs_browser
-def test_every_chart_has_marks_and_its_numbers_beside_them(address: str) -> None:
-    with open_page(address) as page:
+def test_every_chart_has_marks_and_its_numbers_beside_them(pages: Served) -> None:
+    with open_page(pages.link()) as page:
         names = page.locator("figure.usage-chart").evaluate_all("all => all.map(each => each.id)")
         assert len(names) == 9
         for name in names:
@@ -161,8 +93,8 @@ def test_every_chart_has_marks_and_its_numbers_beside_them(address: str) -> None
 
 
 @needs_browser
-def test_the_numbers_an_operator_needs_are_on_top(address: str) -> None:
-    with open_page(address) as page:
+def test_the_numbers_an_operator_needs_are_on_top(pages: Served) -> None:
+    with open_page(pages.link()) as page:
         assert page.locator("#flagged-now").inner_text() == "1"
         assert page.locator("#unpriced").inner_text() == "1"
         assert page.locator("#cost-today").inner_text().startswith("$")
@@ -171,53 +103,53 @@ def test_the_numbers_an_operator_needs_are_on_top(address: str) -> None:
 
 
 @needs_browser
-def test_the_days_apply_to_all_of_it(address: str) -> None:
-    with open_page(address) as page:
+def test_the_days_apply_to_all_of_it(pages: Served) -> None:
+    with open_page(pages.link()) as page:
         before = int(page.locator("#requests").inner_text())
         page.locator("input[name=since]").fill(f"{NOW - timedelta(days=50):%Y-%m-%d}")
         page.get_by_role("button", name="Show").click()
         expect(page.locator("#requests")).to_have_text(str(before + 1))
         assert "of-long-ago" in page.locator("#chart-accounts table").text_content()  # type: ignore[operator]
         href = page.locator("#chart-accounts a", has_text="CSV").get_attribute("href")
-        assert "of-long-ago" in get(f"{address}{href}")[1]
+        assert "of-long-ago" in pages.get(f"{href}")[1]
 
 
 @pytest.mark.parametrize(
     "query", ["since=yesterday", "since=2026-13-01", "since=2026-05-02&until=2026-05-01", "since=9999-12-31"]
 )
-def test_days_that_cannot_be_are_told(address: str, query: str) -> None:
-    status, text = get(f"{address}/?{query}")
+def test_days_that_cannot_be_are_told(pages: Served, query: str) -> None:
+    status, text = pages.get(f"/?{query}")
     assert status == 200
     assert "the days cannot be read" in text
 
 
-def test_figures_are_there_as_csv_and_json(address: str) -> None:
+def test_figures_are_there_as_csv_and_json(pages: Served) -> None:
     for name in ("cost", "tokens", "kinds", "cache", "requests", "flagged", "waits", "accounts", "tags"):
-        status, text = get(f"{address}/overview/{name}.csv")
+        status, text = pages.get(f"/overview/{name}.csv")
         lines = list(csv.reader(io.StringIO(text)))
         assert (status, len({len(line) for line in lines})) == (200, 1)
-        rows = json.loads(get(f"{address}/overview/{name}.json")[1])
+        rows = json.loads(pages.get(f"/overview/{name}.json")[1])
         assert len(rows) == len(lines) - 1
         assert [str(value) for value in rows[-1]] == lines[0]
-    assert get(f"{address}/overview/nothing.csv")[0] == 404
+    assert pages.get("/overview/nothing.csv")[0] == 404
 
 
 @needs_browser
 def test_a_reload_shows_what_was_written_meanwhile(tmp_path: Path) -> None:
     ledger = fill(tmp_path / "usage.db", record(1))
-    with serving(ledger) as address, open_page(address) as page:
+    with serving(ledger) as pages, open_page(pages.link()) as page:
         assert page.locator("#requests").inner_text() == "1"
         fill(ledger, record(2), record(3, **FLAGGED))
         page.reload()
         assert page.locator("#requests").inner_text() == "3"
         assert page.locator("#flagged-now").inner_text() == "1"
-        page.goto(f"{address}/ledger/usage_records")
+        page.goto(f"{pages.address}/ledger/usage_records")
         assert page.locator("table.rows-and-columns tbody tr").count() == 3
 
 
 @needs_browser
-def test_requests_are_filtered_by_facets(address: str) -> None:
-    with open_page(address) as page:
+def test_requests_are_filtered_by_facets(pages: Served) -> None:
+    with open_page(pages.link()) as page:
         page.get_by_role("link", name="Requests", exact=True).click()
         for facet in ("account_id", "api_key_hint", "model", "tag", "usage_state", "review_reason"):
             expect(page.locator(f".facet-info[data-column={facet}]")).to_have_count(1)
@@ -228,35 +160,35 @@ def test_requests_are_filtered_by_facets(address: str) -> None:
 
 
 @needs_browser
-def test_what_comes_from_traffic_is_text_and_nothing_else(address: str) -> None:
-    with open_page(f"{address}/ledger/usage_records?_sort=occurred_at&_facet=model&_facet=tag") as page:
+def test_what_comes_from_traffic_is_text_and_nothing_else(pages: Served) -> None:
+    with open_page(pages.link("/ledger/usage_records?_sort=occurred_at&_facet=model&_facet=tag")) as page:
         assert page.title() != "owned"
         assert page.locator("td.col-model", has_text="onerror").count() == 2
         assert page.locator("td.col-account_id a").count() == 0
         assert page.locator("img").count() == 0
-        page.goto(f"{address}/ledger/usage_records/{record(23).id}")
+        page.goto(f"{pages.address}/ledger/usage_records/{record(23).id}")
         assert page.locator("td", has_text="onerror").count() >= 2
-        page.goto(address)
+        page.goto(pages.address)
         assert page.locator("img").count() == 0
         assert HOSTILE[:20] in page.locator("#chart-tags table").text_content()  # type: ignore[operator]
 
 
 @needs_browser
-def test_a_row_opens_to_its_columns_its_iterations_and_its_trail(tmp_path: Path, address: str) -> None:
-    with open_page(f"{address}/ledger/usage_records/{record(7).id}") as page:
+def test_a_row_opens_to_its_columns_its_iterations_and_its_trail(tmp_path: Path, pages: Served) -> None:
+    with open_page(pages.link(f"/ledger/usage_records/{record(7).id}")) as page:
         assert page.locator("table.usage-row th").count() > 40
         assert page.locator("#iterations + div tbody tr").count() == 2
         assert "nothing has changed it" in page.locator("#trail + p").inner_text()
     ledger = fill(tmp_path / "usage.db", record(1, **FLAGGED))
     tool("review", "accept", record(1).id, "--note", "<b>never billed</b>", "--db", ledger)
-    with serving(ledger) as other, open_page(f"{other}/ledger/usage_records/{record(1).id}") as page:
+    with serving(ledger) as other, open_page(other.link(f"/ledger/usage_records/{record(1).id}")) as page:
         assert "<b>never billed</b>" in page.locator("#trail + div tbody tr").inner_text()
 
 
 @needs_browser
 def test_the_line_in_the_review_queue_fills_the_row_in(tmp_path: Path) -> None:
     ledger = fill(tmp_path / "a folder's" / "usage.db", record(1, **FLAGGED), record(2, **FLAGGED))
-    with serving(ledger) as address, open_page(f"{address}/review") as page:
+    with serving(ledger) as pages, open_page(pages.link("/review")) as page:
         line = page.locator("code.usage-line").first.inner_text()
         words = shlex.split(line.replace(" N ", " 7 ", 2).replace("...", "from the Console"))
         assert words[0] == "usage-ledger"
@@ -269,11 +201,11 @@ def test_the_line_in_the_review_queue_fills_the_row_in(tmp_path: Path) -> None:
 def test_a_long_queue_has_pages(tmp_path: Path) -> None:
     ledger = fill(tmp_path / "usage.db", *(record(number, **FLAGGED) for number in range(120)))
     seen: list[str] = []
-    with serving(ledger) as address, open_page(f"{address}/review?reason=client_disconnected") as page:
+    with serving(ledger) as pages, open_page(pages.link("/review?reason=client_disconnected")) as page:
         for _ in range(3):
             seen += page.locator("tbody tr td:first-child a").evaluate_all("all => all.map(each => each.href)")
             if page.get_by_role("link", name="older ones").count():
-                page.goto(f"{address}{page.get_by_role('link', name='older ones').get_attribute('href')}")
+                page.goto(f"{pages.address}{page.get_by_role('link', name='older ones').get_attribute('href')}")
     assert (len(seen), len(set(seen))) == (120, 120)
 
 
@@ -286,15 +218,15 @@ BILL = (
 
 
 @needs_browser
-def test_the_latest_reconciliation_is_shown(tmp_path: Path, address: str) -> None:
-    with open_page(f"{address}/reconciliation") as page:
+def test_the_latest_reconciliation_is_shown(tmp_path: Path, pages: Served) -> None:
+    with open_page(pages.link("/reconciliation")) as page:
         assert "not compared with the bill yet" in page.inner_text("section.content")
     ledger = fill(tmp_path / "usage.db", record(1, occurred_at="2026-11-01T08:00:00.000Z"))
     bill = tmp_path / "bill.csv"
     bill.write_text(BILL, encoding="utf-8")
     tool("import", bill, "--db", ledger)
     tool("reconcile", "--since", "2026-11-01", "--until", "2026-11-02", "--db", ledger, code=1)
-    with serving(ledger) as other, open_page(f"{other}/reconciliation") as page:
+    with serving(ledger) as other, open_page(other.link("/reconciliation")) as page:
         lines = page.locator("tbody tr").all_inner_texts()
         assert any("input_tokens" in line and "1,000" in line and "1,400" in line for line in lines), lines
         assert "left unexplained" in page.inner_text("section.content")
@@ -304,12 +236,12 @@ def test_the_latest_reconciliation_is_shown(tmp_path: Path, address: str) -> Non
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8484", "127.0.0.1.evil.example:80", ""])
-def test_a_name_that_is_not_this_machines_is_refused(address: str, host: str) -> None:
-    assert get(f"{address}/", Host=host)[0] in (400, 421)
+def test_a_name_that_is_not_this_machines_is_refused(pages: Served, host: str) -> None:
+    assert pages.get("/", Host=host)[0] in (400, 421)
 
 
-def test_it_listens_on_this_machine_alone(address: str) -> None:
-    port = int(address.rpartition(":")[2])
+def test_it_listens_on_this_machine_alone(pages: Served) -> None:
+    port = int(pages.address.rpartition(":")[2])
     with socket.socket() as client:
         client.settimeout(2)
         assert client.connect_ex(("127.0.0.2", port)) != 0
@@ -324,23 +256,22 @@ def test_it_listens_on_this_machine_alone(address: str) -> None:
         "/ledger?sql=attach+%27x%27+as+y",
     ],
 )
-def test_nothing_can_be_written_or_taken_away(ledger: Path, address: str, path: str) -> None:
-    status, _ = get(address + path)
+def test_nothing_can_be_written_or_taken_away(ledger: Path, pages: Served, path: str) -> None:
+    status, _ = pages.get(path)
     assert status >= 400
     with closing(sqlite3.connect(ledger)) as connection:
         assert connection.execute("SELECT count(*) FROM usage_records").fetchone() == (ROWS,)
 
 
-def test_a_page_may_not_be_shown_within_another_nor_ask_elsewhere(address: str) -> None:
-    with urllib.request.urlopen(address) as answer:
-        policy = answer.headers["content-security-policy"]
+def test_a_page_may_not_be_shown_within_another_nor_ask_elsewhere(pages: Served) -> None:
+    policy = pages.ask()[1]["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "frame-ancestors 'none'" in policy
 
 
-def test_what_is_not_there_is_not_found(address: str) -> None:
+def test_what_is_not_there_is_not_found(pages: Served) -> None:
     for path in ("/nothing", "/ledger/nothing", "/ledger/usage_records/nothing"):
-        status, text = get(address + path)
+        status, text = pages.get(path)
         assert status == 404
         assert "Traceback" not in text
 
@@ -348,8 +279,8 @@ def test_what_is_not_there_is_not_found(address: str) -> None:
 # What goes wrong.
 
 
-def test_a_port_that_is_taken_is_told(ledger: Path, address: str) -> None:
-    port = address.rpartition(":")[2]
+def test_a_port_that_is_taken_is_told(ledger: Path, pages: Served) -> None:
+    port = pages.address.rpartition(":")[2]
     done = tool("serve", "--port", port, "--db", ledger, code=2)
     assert done.stderr.startswith(f"usage-ledger: cannot listen on port {port} (")
     assert (done.stderr.count("\n"), done.stdout) == (1, "")
@@ -379,8 +310,8 @@ def test_without_the_extra_one_line_says_what_to_install(ledger: Path, tmp_path:
 
 def test_a_path_with_anything_in_it_can_be_served(tmp_path: Path) -> None:
     ledger = fill(tmp_path / "50% of #1? yes&no" / "usage.db", record(1))
-    with serving(ledger) as address:
-        assert '<dd id="requests">1</dd>' in get(address)[1]
+    with serving(ledger) as pages:
+        assert '<dd id="requests">1</dd>' in pages.get()[1]
 
 
 def test_it_ends_when_it_is_told_to(ledger: Path) -> None:

@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import shlex
+import sys
+import traceback
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,8 @@ from urllib.parse import urlencode
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.utils import tilde_decode, tilde_encode
-from datasette.utils.asgi import NotFound, Request, Response
+from datasette.utils.asgi import Base400, NotFound, Request, Response
+from datasette.views.base import DatasetteError
 from markupsafe import Markup, escape
 
 from usage_ledger.ledger import overview as overview_of
@@ -117,10 +120,22 @@ class Pages:
             with open_for_reading(self._path) as reader:
                 return read(reader)
 
-        try:
-            return await asyncio.to_thread(reading)
-        except LedgerError as error:
-            raise NotFound(str(error)) from error
+        return await asyncio.to_thread(reading)
+
+    @hookimpl
+    def handle_exception(self, datasette: Datasette, request: Request, exception: Exception) -> object:
+        """Say what went wrong in one line: 503 where the ledger cannot be read now."""
+
+        async def told() -> Response:
+            status, message = _fault(exception)
+            if request.path.endswith(".json"):
+                return Response.json({"ok": False, "error": message, "status": status}, status=status)
+            if request.path.endswith(".csv"):
+                return Response.text(f"{message}\n", status=status)
+            more = {"title": getattr(exception, "title", None), "status": status, "error": message}
+            return Response.html(await datasette.render_template("error.html", more, request=request), status=status)
+
+        return told
 
     # Overview.
 
@@ -197,6 +212,18 @@ class Pages:
         found = await self._read(last_reconciliation)
         result = None if found is None else json.loads(found["result"])
         return await _page(datasette, request, "usage_reconciliation.html", found=found, result=result)
+
+
+def _fault(exception: Exception) -> tuple[int, str]:
+    """Return the HTTP status for what went wrong, and what is said of it."""
+    if isinstance(exception, DatasetteError):
+        return exception.status, Markup(exception.message) if exception.message_is_html else exception.message  # noqa: S704
+    if isinstance(exception, Base400):
+        return exception.status, str(exception)
+    if isinstance(exception, (LedgerError, OSError)):
+        return 503, " ".join(str(exception).split())
+    traceback.print_exception(exception, file=sys.stderr)
+    return 500, f"{type(exception).__name__}: {exception}"
 
 
 async def _page(datasette: Datasette, request: Request, template: str, **more: object) -> Response:

@@ -3,17 +3,21 @@
 Room: web. Imports Datasette, uvicorn and the ledger's reading side.
 """
 
+import asyncio
 import logging
 import socket
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from datasette.app import Datasette
 from datasette.database import Database
 from datasette.plugins import pm
 
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import connect_for_reading
 from usage_ledger.web.pages import LEDGER, Pages
 
@@ -21,19 +25,54 @@ HOST = "127.0.0.1"
 _HERE = Path(__file__).parent
 
 
+_TROUBLE = {
+    *(
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_CANTOPEN,
+    ),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM),
+}
+"""What SQLite says of a file that cannot be read; all else is about the query."""
+
+
 class _Ledger(Database):  # type: ignore[misc]  # Datasette tells no types
-    """A ledger, opened as every reading command opens it."""
+    """A ledger, opened as every reading command opens it, and for each query anew.
+
+    A connection that is kept would go on reading a ledger that was moved away, and where nobody may write it, one that
+    has become another one beneath it.
+    """
 
     def connect(self, write: bool = False) -> sqlite3.Connection:
         if write:
             raise sqlite3.OperationalError("a ledger is only read here")
-        connection = connect_for_reading(Path(self.path))
-        self._all_file_connections.append(connection)
-        return connection
+        return connect_for_reading(Path(self.path))
+
+    async def execute_fn[T](self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `read` over a connection in a thread; raise `LedgerError` where the ledger cannot be read."""
+
+        def reading() -> T:
+            with closing(self.connect()) as connection:
+                self.ds._prepare_connection(connection, self.name)
+                try:
+                    return read(connection)
+                except sqlite3.Error as error:
+                    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _TROUBLE:
+                        raise LedgerError(f"cannot read {self.path}: {error}") from error
+                    raise
+
+        return await asyncio.get_running_loop().run_in_executor(self.ds.executor, reading)
+
+    async def execute(self, *arguments: Any, **more: Any) -> Any:
+        """Run a query, and leave it to the page to say what is wrong with it."""
+        return await super().execute(*arguments, **more | {"log_sql_errors": False})
 
 
-def serve(path: Path, listener: socket.socket, started: Callable[[], None]) -> None:
-    """Serve a ledger on a socket until somebody ends it; call `started` once it answers."""
+def site(path: Path) -> Datasette:
+    """Return what is served of a ledger. Plugins are those of a process, so it can serve one ledger."""
+    pm.unregister(name="datasette.handle_exception")  # it prints a traceback whatever the matter is
     pm.register(Pages(path), name="usage-ledger")
     datasette = Datasette(
         [],
@@ -50,8 +89,13 @@ def serve(path: Path, listener: socket.socket, started: Callable[[], None]) -> N
         },
     )
     datasette.add_database(_Ledger(datasette, path=str(path)), name=LEDGER)
+    return datasette
+
+
+def serve(path: Path, listener: socket.socket, started: Callable[[], None]) -> None:
+    """Serve a ledger on a socket until somebody ends it; call `started` once it answers."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    config = uvicorn.Config(datasette.app(), log_level="error", access_log=False, lifespan="on")
+    config = uvicorn.Config(site(path).app(), log_level="error", access_log=False, lifespan="on")
     server = _Server(config, started)
     server.run(sockets=[listener])
 
