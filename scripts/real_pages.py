@@ -11,13 +11,14 @@ from typing import IO, Any, NamedTuple
 
 
 class Served(NamedTuple):
-    """Pages that are served at an address, such as http://127.0.0.1:40123."""
+    """Pages that are served at an address, such as http://127.0.0.1:40123, to those who know the token."""
 
     address: str
+    token: str
 
     def link(self, path: str = "/") -> str:
-        """Return what a browser opens."""
-        return self.address + path
+        """Return what a browser opens first."""
+        return f"{self.address}{path}{'&' if '?' in path else '?'}token={self.token}"
 
     def get(self, path: str = "/", **headers: str) -> tuple[int, str]:
         """Return status and text of a page, as a program gets them."""
@@ -26,6 +27,7 @@ class Served(NamedTuple):
 
     def ask(self, path: str = "/", **headers: str) -> tuple[int, dict[str, str], str]:
         """Return the status, the headers (in lower case) and the text of an answer; redirects are not followed."""
+        headers = {"Authorization": f"Bearer {self.token}"} | headers
         request = urllib.request.Request(self.address + path, headers=headers)
         try:
             with _opener.open(request, timeout=60) as answer:
@@ -55,10 +57,10 @@ def serving(
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             assert process.stdout is not None
-            address = process.stdout.readline().strip().rstrip("/")
+            address, _, token = process.stdout.readline().strip().partition("/?token=")
             if not address:
                 raise RuntimeError(f"serve ended with {process.wait()}")
-            yield Served(address)
+            yield Served(address, token)
         finally:
             process.terminate()
             process.wait(20)

@@ -1,7 +1,7 @@
 """Pages: what Datasette shows of a ledger beside its tables.
 
 Room: web. Imports Datasette and the ledger's reading side. Promises that whatever comes from traffic is shown as the
-text it is, that a page asks no other host for anything, and that the event loop reads no ledger.
+text it is, and that the event loop reads no ledger.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import json
 import shlex
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,21 +42,6 @@ DAYS = 30
 QUEUE = 50
 """Rows of the review queue on a page."""
 
-type Scope = dict[str, Any]
-type App = Callable[[Scope, Any, Any], Awaitable[None]]
-
-_HEADERS = [
-    (
-        b"content-security-policy",
-        b"default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-]
-"""No page may ask another host for anything, be shown within another page, or be kept."""
-
 _REQUESTS = {
     "_sort_desc": "occurred_at",
     "_facet": ["account_id", "api_key_hint", "model", "tag", "usage_state", "review_reason"],
@@ -83,10 +68,6 @@ class Pages:
             (r"^/review$", self.review),
             (r"^/reconciliation$", self.reconciliation),
         ]
-
-    @hookimpl
-    def asgi_wrapper(self) -> Callable[[App], App]:
-        return _guarded
 
     @hookimpl(tryfirst=True)
     def render_cell(self, value: object, column: str, table: str | None) -> object:
@@ -295,29 +276,3 @@ def _beside(reader: Reader, row_id: str) -> dict[str, object]:
         "iterations": [ITERATION_COLUMNS[1:], *(row[1:] for row in iterations)],
         "trail": [names, *trail],
     }
-
-
-def _guarded(app: App) -> App:
-    """Serve this machine's own browsers alone, and let pages ask no other host for anything.
-
-    A page elsewhere can make a browser ask here under a name of its own (DNS rebinding); it is refused by that name.
-    """
-
-    async def guarded(scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rpartition(":")[0] or ""
-        if host not in ("127.0.0.1", "localhost", "[::1]"):
-            await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"ask for 127.0.0.1"})
-            return
-
-        async def sending(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *_HEADERS]}
-            await send(message)
-
-        await app(scope, receive, sending)
-
-    return guarded

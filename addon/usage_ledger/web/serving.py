@@ -5,6 +5,7 @@ Room: web. Imports Datasette, uvicorn and the ledger's reading side.
 
 import asyncio
 import logging
+import secrets
 import socket
 import sqlite3
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from datasette.plugins import pm
 
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import connect_for_reading
+from usage_ledger.web.guarding import PARAMETER, Guard
 from usage_ledger.web.pages import LEDGER, Pages
 
 HOST = "127.0.0.1"
@@ -92,19 +94,31 @@ def site(path: Path) -> Datasette:
     return datasette
 
 
-def serve(path: Path, listener: socket.socket, started: Callable[[], None]) -> None:
-    """Serve a ledger on a socket until somebody ends it; call `started` once it answers."""
+def serve(path: Path, listener: socket.socket, started: Callable[[str], None], safe: Callable[[str], str]) -> None:
+    """Serve a ledger on a socket until somebody ends it.
+
+    `started` is called once it answers, with the path to open first; `safe` makes a text fit for a spreadsheet's cell.
+    """
+    token = secrets.token_urlsafe(16)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    config = uvicorn.Config(site(path).app(), log_level="error", access_log=False, lifespan="on")
-    server = _Server(config, started)
+    app = Guard(site(path).app(), token, safe)
+    config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on")
+    server = _Server(config, lambda: started(f"/?{PARAMETER}={token}"))
     server.run(sockets=[listener])
+    if server.fault is not None:
+        raise server.fault
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
         self._tell = started
+        self.fault: OSError | None = None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._tell()
+    async def main_loop(self) -> None:
+        try:
+            self._tell()
+        except OSError as error:  # nobody would know where it is
+            self.fault = error
+        else:
+            await super().main_loop()
