@@ -4,8 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from scripts.real_pages import Served, serving
-from tests.web.looking import fill, record
+from tests.web.looking import NOW, fill, record
 
 PATHS = [
     *("/", "/review", "/reconciliation", "/overview/cost.csv", "/overview/cost.json"),
@@ -73,3 +75,34 @@ def test_whoever_may_only_read_sees_what_was_written_since(tmp_path: Path) -> No
         assert [counts(pages) for _ in range(4)] == [(1, 1)] * 4  # in each thread
         fill(ledger, *(record(number) for number in range(2, 400)))
         assert [counts(pages) for _ in range(4)] == [(399, 399)] * 4
+
+
+WRITES_MEANWHILE = """
+import sys
+from pathlib import Path
+from usage_ledger.cli.main import run
+from usage_ledger.ledger import overview
+from usage_ledger.ledger.record import IterationRow
+from tests.web.looking import NOW, fill, record
+
+spent, ledger = overview.spent, Path(sys.argv[5])
+
+def meanwhile(reader, steps, found):
+    late = record(2, model="opus", input_tokens=300, output_tokens=30, cache_read_input_tokens=0, total_cost="3")
+    if steps[-1].since <= late.occurred_at < steps[-1].until:
+        fill(ledger, late, iterations=(IterationRow(late.id, 0, "advisor", "haiku", 1, 300, 30, total_cost="3"),))
+    return spent(reader, steps, found)
+
+overview.spent = meanwhile
+run()
+"""
+
+
+def test_what_is_shown_together_is_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is written between two reads is not taken out of where it was not yet put in."""
+    ledger = fill(tmp_path / "usage.db", record(1, model="opus", total_cost="1"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    with serving(ledger, program=("-c", WRITES_MEANWHILE)) as pages:
+        assert json.loads(pages.get("/overview/cost.json")[1])[-1] == {"time (UTC)": f"{NOW:%Y-%m-%d}", "opus": 1}
+        last = json.loads(pages.get("/overview/cost.json")[1])[-1]
+        assert {name: last[name] for name in ("opus", "haiku")} == {"opus": 1, "haiku": 3}

@@ -1,31 +1,37 @@
 """Overview: what a span of time came to, hour by hour, day by day or month by month, for drawing.
 
-Room: ledger. Imports the standard library and its neighbours in this room. Sums of money are binary fractions here, so
-that a million rows are added up in a second; exact ones are those of `summary`. Promises one pass over the rows for all
-figures, that halves of a span can be added up by themselves, and that tokens and cost stand under the model they were
-spent on.
+Room: ledger. Imports the standard library and its neighbours in this room. Sums of tokens and money are binary
+fractions here, so that a million rows are added up in a second and nothing overflows; exact ones are those of
+`summary`. Promises no call into Python for each row, that parts of a span can be added up by themselves, and that
+tokens and cost stand under the model they were spent on. What belongs together (`groups` and `spent`) is to be read in
+one snapshot.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import NamedTuple
 
-from usage_ledger.ledger.filters import FINAL, Filters, format_moment
+from usage_ledger.ledger.filters import CORRECTED, FINAL, NOT_OF_A_SUBSCRIPTION, format_moment
 from usage_ledger.ledger.reading import Reader
-from usage_ledger.ledger.summary import summarize
-
-STEPS = {"hour": len("2026-11-25T08"), "day": len("2026-11-25"), "month": len("2026-11")}
-"""Steps of a span, each with how much of a moment names one."""
 
 WAIT_MS = 50
 """Waits are told to so many milliseconds."""
 
+_COUNTS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+def _is_amount(column: str) -> str:
+    """SQL: whether a text is an amount in USD, told by how it begins (`money.as_amount` looks at all of it)."""
+    return f"({column} >= '0' AND {column} < ':' AND CAST({column} AS REAL) < 1e90)"
+
+
+_COST = f"CASE WHEN {_is_amount('total_cost')} THEN CAST(total_cost AS REAL) END"
+
 
 class Group(NamedTuple):
     """Requests of one step, model, account and tag: how many, how many of them are flagged, failed (HTTP 400 and more)
-    or final without a price, their tokens by kind, and their cost in USD, where it is billed by tokens.
+    or final without a price, their tokens by kind, their cost in USD, where it is billed by tokens, and the list price
+    of what subscriptions pay for otherwise.
     """
 
     step: str
@@ -41,6 +47,7 @@ class Group(NamedTuple):
     cache_write: int
     cache_read: int
     cost: float
+    listed: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -63,84 +70,93 @@ class Waits(NamedTuple):
     most: float
 
 
-def step_of(since: datetime, until: datetime) -> str:
-    """Choose the step that a span is shown by."""
+class Step(NamedTuple):
+    """A part of a span that is told by itself: an hour, a day or a month (UTC), by its moments as in the ledger.
+
+    Its name is how all moments in it begin.
+    """
+
+    name: str
+    since: str
+    until: str
+
+
+def steps(since: datetime, until: datetime) -> list[Step]:
+    """Cut a span of whole days into steps, so that there are not too many of them."""
     days = (until - since).days
-    return "hour" if days <= 2 else "day" if days <= 92 else "month"
-
-
-def steps(since: datetime, until: datetime, step: str) -> list[str]:
-    """Name all steps of a span, also those in which nothing happened."""
-    names, moment = dict[str, None](), since
+    length = len("2026-11-25T08" if days <= 2 else "2026-11-25" if days <= 92 else "2026-11")
+    found, moment = list[Step](), since
     while moment < until:
-        names[format_moment(moment)[: STEPS[step]]] = None
-        moment += timedelta(hours=1) if step == "hour" else timedelta(days=1)
-    return list(names)
+        after = moment + (timedelta(hours=1) if days <= 2 else timedelta(days=1))
+        first, last = format_moment(moment), format_moment(after)
+        if found and found[-1].name == first[:length]:
+            first = found.pop().since
+        found.append(Step(first[:length], first, last))
+        moment = after
+    return found
 
 
-def middle(since: datetime, until: datetime, step: str) -> datetime:
-    """Return a moment within a span at which it can be cut into two, between two steps."""
-    half = since + (until - since) / 2
-    cut = half.replace(minute=0, second=0, microsecond=0)
-    if step != "hour":
-        cut = cut.replace(hour=0)
-    return max(since, cut.replace(day=1) if step == "month" else cut)
+def groups(reader: Reader, steps: Iterable[Step]) -> list[Group]:
+    """Add up the rows of some steps."""
+    query = f"""
+        SELECT model, account_id, tag, count(*), total(requires_manual_review), total(http_status >= 400),
+            total(CASE WHEN total_cost IS NULL OR NOT {_is_amount("total_cost")} THEN {FINAL} END),
+            {", ".join(f"total({name})" for name in _COUNTS)},
+            total(CASE WHEN {NOT_OF_A_SUBSCRIPTION} THEN {_COST} END),
+            total(CASE WHEN NOT {NOT_OF_A_SUBSCRIPTION} THEN {_COST} END)
+        FROM {reader.table()} WHERE occurred_at >= ? AND occurred_at < ? GROUP BY 1, 2, 3
+        """
+    # Step by step there is less to sort than in all of them at once.
+    return [
+        Group(step.name, *row[:4], *map(int, row[4:11]), *row[11:])
+        for step in steps
+        for row in reader.connection.execute(query, step[1:])
+    ]
 
 
-def groups(reader: Reader, since: str, until: str, step: str) -> list[Group]:
-    """Add up the rows of a span (moments as in the ledger)."""
-    found = reader.connection.execute(
-        f"""
-        SELECT substr(occurred_at, 1, {STEPS[step]}), model, account_id, tag, count(*), sum(requires_manual_review),
-            total(http_status >= 400), total(CASE WHEN total_cost IS NULL THEN {FINAL} END),
-            sum(input_tokens), sum(output_tokens), sum(cache_creation_input_tokens), sum(cache_read_input_tokens),
-            total(CASE WHEN credential_kind IS NOT 'oauth' THEN CAST(total_cost AS REAL) END)
-        FROM {reader.table()} WHERE occurred_at >= ? AND occurred_at < ? GROUP BY 1, 2, 3, 4
-        """,
-        (since, until),
-    )
-    return [Group._make((*row[:6], int(row[6]), int(row[7]), *row[8:])) for row in found]
-
-
-def spent(reader: Reader, since: str, until: str, step: str, found: Iterable[Group]) -> list[Spent]:
-    """Return what was spent on each model, of groups that were added up by the model that answered."""
+def spent(reader: Reader, steps: Sequence[Step], found: Iterable[Group]) -> list[Spent]:
+    """Return what was spent on each model, of these steps' groups, which are by the model that answered."""
     result = [Spent(each.step, each.model, each.tokens, each.cost) for each in found]
     iterations = reader.table("usage_iterations", ("total_cost",))
-    filters, condition = Filters(since=since, until=until), f"id IN (SELECT record_id FROM {iterations})"
-    if reader.connection.execute(f"SELECT 1 FROM {iterations} LIMIT 1").fetchone() is None:
-        return result
-    by = "hour" if step == "hour" else "day"
-    # Rows with iterations are taken out of where they answered, and put where they were spent.
-    taken = reader.connection.execute(
+    cost = f"CASE WHEN {_is_amount('i.total_cost')} THEN CAST(i.total_cost AS REAL) END"
+    # Rows whose iterations are what is billed (see `summary`): these are taken out of where they answered, and put
+    # where they were spent. There are fewer iterations than rows, so it begins with them.
+    moved = reader.connection.execute(
         f"""
-        SELECT substr(occurred_at, 1, {STEPS[step]}), model,
-            -sum(input_tokens + output_tokens + cache_creation_input_tokens + cache_read_input_tokens),
-            -total(CASE WHEN credential_kind IS NOT 'oauth' THEN CAST(total_cost AS REAL) END)
-        FROM {reader.table()} WHERE occurred_at >= ? AND occurred_at < ? AND {condition} GROUP BY 1, 2
+        WITH counted AS (
+            SELECT record_id, {", ".join(f"sum({name}) AS {name}" for name in _COUNTS)}
+            FROM {iterations} WHERE billed = 1 GROUP BY record_id
+        ),
+        split AS (
+            SELECT record_id, substr(occurred_at, 1, {len(steps[0].name)}) AS step, model,
+                {NOT_OF_A_SUBSCRIPTION} AS is_billed, {_is_amount("total_cost")} AS is_priced
+            FROM counted CROSS JOIN {reader.table()} AS row ON row.id = record_id
+            WHERE occurred_at >= ? AND occurred_at < ? AND NOT {CORRECTED}
+                AND {" AND ".join(f"row.{name} = counted.{name}" for name in _COUNTS)}
+                AND {" + ".join(f"counted.{name}" for name in _COUNTS)} > 0
+        )
+        SELECT step, split.model, coalesce(i.model, split.model), is_priced,
+            {" + ".join(f"total({name})" for name in _COUNTS)}, total(CASE WHEN is_billed THEN {cost} END)
+        FROM split CROSS JOIN {iterations} AS i ON i.record_id = split.record_id AND i.billed = 1
+        GROUP BY 1, 2, 3, 4
         """,
-        (since, until),
+        (steps[0].since, steps[-1].until),
     )
-    result += [Spent(*row) for row in taken]
-    for each in summarize(reader, filters, (by, "model"), condition=condition):
-        name = str(each.keys[0]).replace(" ", "T")[: STEPS[step]]
-        result.append(Spent(name, str(each.keys[1]), each.total_tokens, float(each.books.billed)))
+    for step, answered, own, is_priced, tokens, amount in moved:
+        result.append(Spent(step, answered, -int(tokens), -amount if is_priced else 0))
+        result.append(Spent(step, own, int(tokens), amount))
     return result
 
 
-def waits(reader: Reader, since: str, until: str, step: str) -> dict[str, Waits]:
+def waits(reader: Reader, steps: Iterable[Step]) -> dict[str, Waits]:
     """Return how long requests waited for their first token, for each step that has any."""
-    found = reader.connection.execute(
-        f"""
-        SELECT substr(occurred_at, 1, {STEPS[step]}), time_to_first_token_ms / {WAIT_MS}, count(*)
+    query = f"""
+        SELECT time_to_first_token_ms / {WAIT_MS}, count(*)
         FROM {reader.table()} WHERE occurred_at >= ? AND occurred_at < ? AND time_to_first_token_ms IS NOT NULL
-        GROUP BY 1, 2 ORDER BY 1, 2
-        """,
-        (since, until),
-    )
-    told: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for name, place, count in found:
-        told[name].append((place, count))
-    return {name: Waits(_within(buckets, 0.5), _within(buckets, 0.95)) for name, buckets in told.items()}
+        GROUP BY 1 ORDER BY 1
+        """
+    told = {step.name: reader.connection.execute(query, step[1:]).fetchall() for step in steps}
+    return {name: Waits(_within(buckets, 0.5), _within(buckets, 0.95)) for name, buckets in told.items() if buckets}
 
 
 def _within(buckets: Sequence[tuple[int, int]], share: float) -> float:
@@ -158,8 +174,7 @@ class Now(NamedTuple):
 
     flagged: int
     in_flight: int
-    today: Decimal
-    unpriced_today: int
+    today: float
 
 
 def now(reader: Reader) -> Now:
@@ -167,5 +182,7 @@ def now(reader: Reader) -> Now:
     flagged = reader.connection.execute(f"SELECT count(*) FROM {table} WHERE requires_manual_review = 1").fetchone()[0]
     in_flight = reader.connection.execute(f"SELECT count(*) FROM {table} WHERE usage_state = 'pending'").fetchone()[0]
     today = format_moment(datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
-    (sums,) = summarize(reader, Filters(since=today), ())
-    return Now(flagged, in_flight, sums.books.billed, sums.books.unpriced)
+    cost = reader.connection.execute(
+        f"SELECT total({_COST}) FROM {table} WHERE occurred_at >= ? AND {NOT_OF_A_SUBSCRIPTION}", (today,)
+    ).fetchone()[0]
+    return Now(flagged, in_flight, cost)

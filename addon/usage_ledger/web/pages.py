@@ -27,7 +27,6 @@ from markupsafe import Markup, escape
 from usage_ledger.ledger import overview as overview_of
 from usage_ledger.ledger.bill import last_reconciliation
 from usage_ledger.ledger.columns import ITERATION_COLUMNS
-from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader, open_for_reading
 from usage_ledger.ledger.revisions import COLUMNS as REVISION_COLUMNS
@@ -41,6 +40,8 @@ DAYS = 30
 
 QUEUE = 50
 """Rows of the review queue on a page."""
+
+type Part = tuple[list[overview_of.Group], list[overview_of.Spent], dict[str, overview_of.Waits]]
 
 _REQUESTS = {
     "_sort_desc": "occurred_at",
@@ -95,10 +96,10 @@ class Pages:
         return told
 
     async def _read[T](self, read: Callable[[Reader], T]) -> T:
-        """Read the ledger in a thread, over a connection of its own."""
+        """Read the ledger in a thread, over a connection of its own and as it is at one moment."""
 
         def reading() -> T:
-            with open_for_reading(self._path) as reader:
+            with open_for_reading(self._path) as reader, reader.snapshot():
                 return read(reader)
 
         return await asyncio.to_thread(reading)
@@ -123,9 +124,6 @@ class Pages:
     async def overview(self, datasette: Datasette, request: Request) -> Response:
         since, until, wrong = _span(request)
         now, (found, charts) = await asyncio.gather(self._read(overview_of.now), self._charts(since, until))
-        by_name = {chart.name: chart for chart in charts}
-        cost = sum(number or 0 for numbers in by_name["cost"].series.values() for number in numbers)
-        requests = sum(number or 0 for numbers in by_name["requests"].series.values() for number in numbers)
         query = f"since={since.date()}&until={(until - timedelta(days=1)).date()}"
         return await _page(
             datasette,
@@ -133,9 +131,9 @@ class Pages:
             "usage_overview.html",
             now=now,
             today=f"{now.today:,.4f}",
-            cost=shown(cost, "USD"),
+            cost=shown(sum(each.cost for each in found), "USD"),
             unpriced=sum(each.unpriced for each in found),
-            requests=f"{requests:,.0f}",
+            requests=f"{sum(each.requests for each in found):,}",
             charts=[(chart, Markup(chart.drawing()), _cells(chart)) for chart in charts],  # noqa: S704 - pygal's XML
             since=since.date(),
             until=(until - timedelta(days=1)).date(),
@@ -145,18 +143,19 @@ class Pages:
         )
 
     async def _charts(self, since: datetime, until: datetime) -> tuple[list[overview_of.Group], list[Chart]]:
-        step = overview_of.step_of(since, until)
-        cut = overview_of.middle(since, until, step)
-        first, last, half = format_moment(since), format_moment(until), format_moment(cut)
-        # Two passes at a time, each over a half of the rows: SQLite reads without Python's lock.
-        one, other, waits = await asyncio.gather(
-            self._read(lambda reader: overview_of.groups(reader, first, half, step)),
-            self._read(lambda reader: overview_of.groups(reader, half, last, step)),
-            self._read(lambda reader: overview_of.waits(reader, first, last, step)),
+        steps = overview_of.steps(since, until)
+        half = len(steps) // 2
+
+        def part(reader: Reader, steps: list[overview_of.Step]) -> Part:
+            found = overview_of.groups(reader, steps)
+            return found, overview_of.spent(reader, steps, found), overview_of.waits(reader, steps)
+
+        # Two parts at a time, each of one moment: SQLite reads without Python's lock.
+        one, other = await asyncio.gather(
+            self._read(lambda reader: part(reader, steps[:half])), self._read(lambda reader: part(reader, steps[half:]))
         )
-        spent = await self._read(lambda reader: overview_of.spent(reader, first, last, step, one + other))
-        found = one + other
-        return found, charts_of(overview_of.steps(since, until, step), found, spent, waits)
+        found = one[0] + other[0]
+        return found, charts_of([step.name for step in steps], found, one[1] + other[1], one[2] | other[2])
 
     async def figure(self, request: Request) -> Response:
         """A figure of the overview by itself, as CSV or JSON."""
