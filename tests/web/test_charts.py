@@ -1,10 +1,11 @@
 """Charts: figures as tables and as drawings, whatever the names in them are."""
 
+import re
 from xml.etree import ElementTree as ET
 
 import pytest
 from usage_ledger.ledger.overview import Group, Spent, Waits
-from usage_ledger.web.charts import NONE, RANKED, REST, TOP, Chart, charts_of, shown
+from usage_ledger.web.charts import NONE, RANKED, REST, TIME, TOP, Chart, charts_of, seen, shown
 
 DAYS = ["2026-11-01", "2026-11-02"]
 
@@ -45,6 +46,50 @@ def test_accounts_and_tags_are_ranked_by_cost() -> None:
     found = charts([group(account=f"{number}", cost=float(number)) for number in range(RANKED + 5)])
     assert found["accounts"].labels == [str(number) for number in range(RANKED + 4, 4, -1)]
     assert found["tags"].labels == [NONE]
+
+
+def test_names_of_ours_are_never_those_of_traffic() -> None:
+    """A model may be called as we call the rest of them, and a tag as we call none."""
+    models = [REST, *(f"model {number}" for number in range(TOP + 1)), TIME]
+    found = charts([group(model=model, cost=100.0 - place) for place, model in enumerate(models)])["cost"]
+    assert list(found.series)[:2] == [REST, "model 0"]
+    assert list(found.series)[-1] == f"{REST}*"
+    assert sum(number or 0 for numbers in found.series.values() for number in numbers) == sum(
+        100 - place for place, _ in enumerate(models)
+    )
+    assert charts([group(model=TIME)])["cost"].rows()[0] == [f"{TIME}*", TIME]
+    tags = charts([group(tag=None, cost=2.0), group(tag=NONE, cost=1.0)])["tags"]
+    assert tags.rows() == [["tag", "cost"], [f"{NONE}*", 2.0], [NONE, 1.0]]
+
+
+def test_a_share_of_nothing_is_drawn_and_an_amount_of_nothing_is_not() -> None:
+    found = charts([group(cost=0.0, flagged=0), group(DAYS[1], cost=0.0)])
+    assert not found["flagged"].is_empty
+    assert found["flagged"].drawing().count('class="line') >= 1
+    assert found["cost"].is_empty
+    assert found["accounts"].is_empty
+
+
+def test_what_was_taken_out_of_a_model_leaves_no_trace_of_it() -> None:
+    moved = [Spent(DAYS[0], "m", 0, 0.1 + 0.2), Spent(DAYS[0], "m", 0, -0.3), Spent(DAYS[0], "n", 1, 0.3)]
+    assert list(charts([group()], moved)["cost"].series) == ["n"]
+
+
+@pytest.mark.parametrize("name", ["x" * 4000, "模" * 4000, "arn:aws:bedrock:us-east-1:1234:inference-profile/us"])
+def test_a_long_name_is_cut_in_a_drawing_and_leaves_room_for_bars(name: str) -> None:
+    found = charts([group(account=name, model=name, cost=1.0), group(account="b", model="n", cost=2.0)])
+    for chart in (found["accounts"], found["cost"]):
+        drawing = chart.drawing()
+        assert "\u2026" in drawing
+        assert name not in drawing
+        widths = [float(each) for each in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*class="rect', drawing)]
+        assert max(widths) > (200 if chart.kind == "ranking" else 50)
+    assert found["accounts"].labels[1] == name  # the table has all of it
+
+
+def test_what_no_eye_sees_is_shown_as_such() -> None:
+    assert seen("a\u202egnp.exe\x1b[31m\u2028b\ud800") == "a\ufffdgnp.exe\ufffd[31m\ufffdb\ufffd"
+    assert seen("two\nlines, 模型, é\u00a0€") == "two\nlines, 模型, é\u00a0€"
 
 
 def test_rows_whose_start_is_no_time_are_left_out() -> None:

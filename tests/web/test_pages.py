@@ -112,9 +112,18 @@ def test_the_days_apply_to_all_of_it(pages: Served) -> None:
     "query", ["since=yesterday", "since=2026-13-01", "since=2026-05-02&until=2026-05-01", "since=9999-12-31"]
 )
 def test_days_that_cannot_be_are_told(pages: Served, query: str) -> None:
+    """A person is shown others, with a word; a program is not."""
     status, text = pages.get(f"/?{query}")
     assert status == 200
     assert "the days cannot be read" in text
+    for form in ("csv", "json"):
+        status, text = pages.get(f"/overview/cost.{form}?{query}")
+        assert (status, "the days cannot be read" in text) == (400, True)
+
+
+def test_days_without_a_first_one_are_those_before_the_last(pages: Served) -> None:
+    rows = json.loads(pages.get("/overview/cost.json?until=2026-01-31")[1])
+    assert (rows[0]["time (UTC)"], rows[-1]["time (UTC)"], len(rows)) == ("2026-01-02", "2026-01-31", 30)
 
 
 def test_figures_are_there_as_csv_and_json(pages: Served) -> None:
@@ -224,3 +233,77 @@ def test_the_latest_reconciliation_is_shown(tmp_path: Path, pages: Served) -> No
         lines = page.locator("tbody tr").all_inner_texts()
         assert any("input_tokens" in line and "1,000" in line and "1,400" in line for line in lines), lines
         assert "left unexplained" in page.inner_text("section.content")
+
+
+# Names and amounts that are out of the way.
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Models that are called as we call others, subscriptions, an archive; served where the day is another one."""
+    folder = tmp_path_factory.mktemp("odd")
+    names = ["others", "time (UTC)", "x" * 4000, *(f"m{number}" for number in range(7))]
+    ledger = fill(
+        folder / "usage.db",
+        *(record(place, model=name, tag="(none)", total_cost=str(20 - place)) for place, name in enumerate(names)),
+        record(20, credential_kind="oauth", total_cost="40", tag=None),
+        record(21, days=60),
+    )
+    tool("archive", "--before", f"{NOW - timedelta(days=25):%Y-%m-%d}", folder / "old.db", "--db", ledger)
+    zone = "Pacific/Kiritimati" if NOW.hour >= 12 else "Pacific/Pago_Pago"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", zone)
+        with serving(ledger) as pages:
+            yield pages
+
+
+def test_totals_are_those_of_the_rows_whatever_models_are_called(odd: Served) -> None:
+    _, text = odd.get()
+    assert '<dd id="cost">$155.00</dd>' in text
+    assert '<dd id="requests">11</dd>' in text
+    last = json.loads(odd.get("/overview/cost.json")[1])[-1]
+    assert sum(value for name, value in last.items() if name != "time (UTC)*") == 155
+    assert json.loads(odd.get("/overview/tags.json")[1]) == [
+        {"tag": "(none)", "cost": 155.0},
+        {"tag": "(none)*", "cost": 0.0},
+    ]
+
+
+def test_what_subscriptions_would_have_cost_stands_apart(odd: Served, pages: Served) -> None:
+    assert '<dd id="listed">$40.00</dd>' in odd.get()[1]
+    assert 'id="listed"' not in pages.get()[1]
+
+
+def test_archived_rows_are_spoken_of_where_the_days_reach_them(odd: Served, pages: Served) -> None:
+    assert 'id="archived"' in odd.get()[1]
+    assert 'id="archived"' not in odd.get(f"/?since={NOW:%Y-%m-%d}")[1]
+    assert 'id="archived"' not in pages.get()[1]
+
+
+def test_today_is_that_of_utc(odd: Served) -> None:
+    assert f'href="/?since={NOW:%Y-%m-%d}">today<' in odd.get()[1]
+
+
+@needs_browser
+@pytest.mark.parametrize("path", ["/", "/ledger/usage_records", "/ledger/usage_records?_facet=model"])
+def test_a_long_name_takes_no_more_room_than_there_is(odd: Served, path: str) -> None:
+    with open_page(odd.link(path), width=1000) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1000
+        assert page.locator("[title^=xxxx]").first.get_attribute("title") == "x" * 4000
+
+
+@needs_browser
+@pytest.mark.parametrize("path", ["/", f"/ledger/usage_records/{record(7).id}"])
+def test_on_a_phone_each_number_stands_under_its_name(pages: Served, path: str) -> None:
+    """Our tables scroll; Datasette's become a list there, with names of its own before the cells."""
+    with open_page(pages.link(path), width=390) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        table = page.locator(".usage-table").first
+        assert table.locator("thead th").first.is_visible()
+        assert table.locator("thead th").nth(1).bounding_box()["x"] == pytest.approx(  # type: ignore[index]
+            table.locator("tbody tr").first.locator("td").nth(1).bounding_box()["x"],
+            abs=1,  # type: ignore[index]
+        )
+        assert page.evaluate("getComputedStyle(document.querySelector('.usage-table td'), ':before').content") == "none"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390

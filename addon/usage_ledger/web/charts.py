@@ -4,9 +4,9 @@ Room: web. Imports pygal and the ledger's overview. Promises that text from traf
 that each drawing can be read without its colours: what it shows is also there as a table.
 """
 
-import math
+import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
@@ -19,8 +19,13 @@ TOP = 6
 """So many models are told apart; the rest is one."""
 
 RANKED = 10
+TIME = "time (UTC)"
 REST = "others"
 NONE = "(none)"
+"""Names of ours; where traffic has the same, they get an asterisk (`_apart`)."""
+
+_LABEL, _LEGENDS = 36, 80
+"""Cells of a name beside a bar (a UUID has 36), and of the names of legends in one line."""
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 """Okabe and Ito's, which most kinds of colour blindness tell apart, on dark as on light."""
@@ -52,23 +57,21 @@ class Chart:
     kind: str
     labels: list[str]
     series: dict[str, Numbers] = field(default_factory=dict)
+    heading: str = TIME
+    """What the labels are."""
 
     @property
     def is_empty(self) -> bool:
-        return not any(number for numbers in self.series.values() for number in numbers)
+        """Whether there is nothing to draw: no amounts. A share of 0 % is something."""
+        found = [number for numbers in self.series.values() for number in numbers if number is not None]
+        return not found if self.kind == "lines" else not any(found)
 
     def rows(self) -> list[list[object]]:
         """Return the figure as a table, its first line the headings."""
         numbers = self.series.values()
-        rows: list[list[object]] = [["" if self.kind == "ranking" else "time (UTC)", *self.series]]
+        rows: list[list[object]] = [[_apart(self.heading, self.series), *self.series]]
         rows += [[label, *(each[place] for each in numbers)] for place, label in enumerate(self.labels)]
         return rows
-
-    @property
-    def _height(self) -> int:
-        if self.kind == "ranking":
-            return 60 + 26 * max(4, len(self.labels))
-        return 282 + 22 * math.ceil(len(self.series) / self._legend_columns)
 
     @property
     def _legend_columns(self) -> int:
@@ -91,8 +94,11 @@ class Chart:
             legend_at_bottom=True,
             legend_at_bottom_columns=self._legend_columns,
             show_legend=len(self.series) > 1,
-            truncate_legend=28,
-            truncate_label=28,
+            truncate_legend=-1,
+            truncate_label=-1,
+            range=(0, max([number or 0 for each in self.series.values() for number in each], default=0) or 1)
+            if self.kind == "lines"
+            else None,
             x_label_rotation=0,
             show_minor_x_labels=False,
             include_x_axis=True,
@@ -101,12 +107,12 @@ class Chart:
             no_data_text="nothing",
         )
         order = -1 if self.kind == "ranking" else 1  # pygal begins below
-        labels = [_seen(label) for label in self.labels][::order]
+        labels = [_short(label, _LABEL) for label in self.labels][::order]
         chart.x_labels = labels
         if self.kind != "ranking":
             chart.x_labels_major = labels[:: max(1, len(labels) // 6)]
         for name, numbers in self.series.items():
-            chart.add(_seen(name), numbers[::order])
+            chart.add(_short(name, _LEGENDS // self._legend_columns), numbers[::order])
         tree = chart.render_tree()
         for parent in tree.iter():
             for script in [each for each in parent if str(each.tag).endswith("script")]:
@@ -121,9 +127,31 @@ _KINDS: dict[str, Callable[..., pygal.Graph]] = {
 }
 
 
-def _seen(name: str) -> str:
-    """Return a name with U+FFFD for what no eye sees, and XML does not know."""
-    return name if name.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in name)
+def seen(text: str) -> str:
+    """Return a text with U+FFFD for what no eye sees, what turns the text around it, and what XML does not know."""
+    if text.isprintable():
+        return text
+    return "".join("\ufffd" if unicodedata.category(each) in _UNSEEN and each not in "\n\t" else each for each in text)
+
+
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def _short(name: str, room: int) -> str:
+    """Return a name in so many cells, cut where it has more; characters of East Asia take two."""
+    text, left = " ".join(seen(name).split()), room
+    for place, each in enumerate(text):
+        left -= 2 if unicodedata.east_asian_width(each) in "WF" else 1
+        if left < 0:
+            return text[: max(0, place - 1)] + "\u2026"
+    return text
+
+
+def _apart(name: str, others: Collection[str]) -> str:
+    """Return a name of ours that is none of theirs."""
+    while name in others:
+        name += "*"
+    return name
 
 
 def shown(number: float | None, unit: str) -> str:
@@ -178,8 +206,8 @@ def charts_of(
         Chart("requests", "Requests and errors", "requests", "bars", names, _split(requests, failed)),
         Chart("flagged", "Flagged requests", "%", "lines", names, {"flagged": _shares(flagged, requests)}),
         Chart("waits", "Time to first token", "s", "lines", names, times),
-        _ranking("accounts", "Top accounts by cost", groups, lambda each: each.account),
-        _ranking("tags", "Top tags by cost", groups, lambda each: NONE if each.tag is None else each.tag),
+        _ranking("account", groups, lambda each: each.account),
+        _ranking("tag", groups, lambda each: each.tag),
     ]
 
 
@@ -203,15 +231,20 @@ def _by_model(spent: Iterable[Spent], names: Sequence[str], value: Callable[[Spe
             series[each.model][place[each.step]] += value(each)
             costs[each.model] += each.cost
     ranked = sorted(series, key=lambda model: (-costs[model], model))  # so that a model has one colour everywhere
-    chosen: dict[str, Numbers] = {model: [*series[model]] for model in ranked[:TOP] if any(series[model])}
-    if rest := [series[model] for model in ranked[TOP:]]:
-        chosen[REST] = [sum(numbers) for numbers in zip(*rest, strict=True)]
+    # What was taken out of a model leaves a trace of it, as binary fractions do.
+    rounded = {model: [round(number, 9) + 0.0 for number in series[model]] for model in ranked}
+    chosen: dict[str, Numbers] = {model: [*rounded[model]] for model in ranked[:TOP] if any(rounded[model])}
+    if rest := [rounded[model] for model in ranked[TOP:]]:
+        chosen[_apart(REST, ranked)] = [sum(numbers) for numbers in zip(*rest, strict=True)]
     return chosen
 
 
-def _ranking(name: str, title: str, groups: Iterable[Group], key: Callable[[Group], str]) -> Chart:
-    costs: dict[str, float] = defaultdict(float)
+def _ranking(what: str, groups: Iterable[Group], key: Callable[[Group], str | None]) -> Chart:
+    costs: dict[str | None, float] = defaultdict(float)
     for each in groups:
         costs[key(each)] += each.cost
-    ranked = sorted(costs, key=lambda one: (-costs[one], one))[:RANKED]
-    return Chart(name, title, "USD", "ranking", ranked, {"cost": [costs[one] for one in ranked]})
+    ranked = sorted(costs, key=lambda one: (-costs[one], one or ""))[:RANKED]
+    none = _apart(NONE, [one for one in ranked if one is not None])
+    labels = [none if one is None else one for one in ranked]
+    numbers: Numbers = [costs[one] for one in ranked]
+    return Chart(f"{what}s", f"Top {what}s by cost", "USD", "ranking", labels, {"cost": numbers}, what)

@@ -20,17 +20,19 @@ from urllib.parse import urlencode
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.utils import tilde_decode, tilde_encode
-from datasette.utils.asgi import Base400, NotFound, Request, Response
+from datasette.utils.asgi import BadRequest, Base400, NotFound, Request, Response
 from datasette.views.base import DatasetteError
 from markupsafe import Markup, escape
 
 from usage_ledger.ledger import overview as overview_of
 from usage_ledger.ledger.bill import last_reconciliation
+from usage_ledger.ledger.closing import archived_before
 from usage_ledger.ledger.columns import ITERATION_COLUMNS
+from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader, open_for_reading
 from usage_ledger.ledger.revisions import COLUMNS as REVISION_COLUMNS
-from usage_ledger.web.charts import Chart, charts_of, shown
+from usage_ledger.web.charts import Chart, charts_of, seen, shown
 
 LEDGER = "ledger"
 """What Datasette calls the database."""
@@ -40,6 +42,9 @@ DAYS = 30
 
 QUEUE = 50
 """Rows of the review queue on a page."""
+
+CELL, WHOLE = 200, 4_000
+"""Characters of a cell of Datasette's tables, and of what a pointer is shown of it; a row's own page has all."""
 
 type Part = tuple[list[overview_of.Group], list[overview_of.Spent], dict[str, overview_of.Waits]]
 
@@ -73,16 +78,15 @@ class Pages:
     @hookimpl(tryfirst=True)
     def render_cell(self, value: object, column: str, table: str | None) -> object:
         """Show a cell as the text it is. (Datasette would make a link of what looks like an address.)"""
-        if value is None:
-            return Markup('<span class="none">-</span>')
         if table == "usage_records" and column == "id":
             return None  # Datasette's own link to the row
-        return escape(f"{value:,}" if isinstance(value, int) else str(value))
+        return _cell(value, CELL)
 
     @hookimpl
     def prepare_jinja2_environment(self, env: Any) -> None:
         env.filters["urlencode_lists"] = lambda query: urlencode(query, doseq=True)
         env.filters["tilde"] = tilde_encode
+        env.filters["cell"] = _cell
         env.globals |= {"ledger_path": str(self._path), "requests_query": _REQUESTS}
 
     @hookimpl
@@ -123,7 +127,10 @@ class Pages:
 
     async def overview(self, datasette: Datasette, request: Request) -> Response:
         since, until, wrong = _span(request)
-        now, (found, charts) = await asyncio.gather(self._read(overview_of.now), self._charts(since, until))
+        (now, archived), (found, charts) = await asyncio.gather(
+            self._read(lambda reader: (overview_of.now(reader), archived_before(reader))), self._charts(since, until)
+        )
+        archived = archived[:10] if archived is not None and format_moment(since) < archived else None
         query = f"since={since.date()}&until={(until - timedelta(days=1)).date()}"
         return await _page(
             datasette,
@@ -132,6 +139,8 @@ class Pages:
             now=now,
             today=f"{now.today:,.4f}",
             cost=shown(sum(each.cost for each in found), "USD"),
+            listed=shown(sum(each.listed for each in found) or None, "USD"),
+            archived=archived,
             unpriced=sum(each.unpriced for each in found),
             requests=f"{sum(each.requests for each in found):,}",
             charts=[(chart, Markup(chart.drawing()), _cells(chart)) for chart in charts],  # noqa: S704 - pygal's XML
@@ -139,7 +148,7 @@ class Pages:
             until=(until - timedelta(days=1)).date(),
             query=query,
             wrong=wrong,
-            spans=[(days, date.today() - timedelta(days=days - 1)) for days in (1, 7, 30, 90)],  # noqa: DTZ011
+            spans=[(days, datetime.now(UTC).date() - timedelta(days=days - 1)) for days in (1, 7, 30, 90)],
         )
 
     async def _charts(self, since: datetime, until: datetime) -> tuple[list[overview_of.Group], list[Chart]]:
@@ -159,7 +168,9 @@ class Pages:
 
     async def figure(self, request: Request) -> Response:
         """A figure of the overview by itself, as CSV or JSON."""
-        since, until, _ = _span(request)
+        since, until, wrong = _span(request)
+        if wrong:
+            raise BadRequest(wrong)
         charts = {chart.name: chart for chart in (await self._charts(since, until))[1]}
         chart = charts.get(request.url_vars["name"])
         if chart is None:
@@ -210,19 +221,30 @@ async def _page(datasette: Datasette, request: Request, template: str, **more: o
     return Response.html(await datasette.render_template(template, more, request=request, view_name=template))
 
 
+def _cell(value: object, room: int = 0) -> Markup:
+    """Return what a page shows of a value; with `room`, no more than so many characters of it, and the whole beside."""
+    if value is None:
+        return Markup('<span class="none">-</span>')
+    text = seen(f"{value:,}" if isinstance(value, int) else str(value))
+    if not room or len(text) <= room:
+        return escape(text)
+    return Markup('<span title="{}">{}</span>').format(text[:WHOLE], f"{text[: room - 1]}\u2026")
+
+
 def _span(request: Request) -> tuple[datetime, datetime, str]:
     """Return the span that a page is asked for (days of UTC, the last one included), and what is wrong with it."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     since, until, wrong = today - timedelta(days=DAYS - 1), today, ""
     try:
-        if told := request.args.get("since"):
-            since = datetime.combine(date.fromisoformat(told), datetime.min.time(), UTC)
         if told := request.args.get("until"):
             until = datetime.combine(date.fromisoformat(told), datetime.min.time(), UTC)
+            since = until - timedelta(days=DAYS - 1)
+        if told := request.args.get("since"):
+            since = datetime.combine(date.fromisoformat(told), datetime.min.time(), UTC)
         if not datetime(2000, 1, 1, tzinfo=UTC) <= since <= until <= datetime(2100, 1, 1, tzinfo=UTC):
             raise ValueError("from after to")
-    except ValueError:
-        wrong = "the days cannot be read, or the first one is after the last; the last 30 days are shown"
+    except (ValueError, OverflowError):
+        wrong = "the days cannot be read, or the first one is after the last"
         since, until = today - timedelta(days=DAYS - 1), today
     return since, until + timedelta(days=1), wrong
 
@@ -230,7 +252,13 @@ def _span(request: Request) -> tuple[datetime, datetime, str]:
 def _cells(chart: Chart) -> list[list[str]]:
     """Return a figure's table as it is read; the lines in which nothing happened are left out."""
     head, *rows = chart.rows()
-    told = [[str(row[0]), *(shown(each, chart.unit) for each in row[1:])] for row in rows if any(row[1:])]  # type: ignore[arg-type]
+    numbers = list(zip(*chart.series.values(), strict=True)) or [()] * len(rows)
+    empty = (None,) if chart.kind == "lines" else (None, 0)
+    told = [
+        [str(row[0]), *(shown(number, chart.unit) for number in line)]
+        for row, line in zip(rows, numbers, strict=True)
+        if any(number not in empty for number in line)
+    ]
     return [[str(each) for each in head], *told]
 
 
