@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import shlex
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -201,15 +203,23 @@ def test_the_line_in_the_review_queue_fills_the_row_in(tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_a_long_queue_has_pages(tmp_path: Path) -> None:
-    ledger = fill(tmp_path / "usage.db", *(record(number, **FLAGGED) for number in range(120)))
+def test_a_long_queue_has_pages_and_its_links_have_all_of_it(tmp_path: Path) -> None:
+    ledger = fill(tmp_path / "usage.db", *(record(number, **FLAGGED) for number in range(120)), record(
+        200, **FLAGGED | {"review_reason": None}))  # fmt: skip
     seen: list[str] = []
     with serving(ledger) as pages, open_page(pages.link("/review?reason=client_disconnected")) as page:
+        hrefs = page.locator(".usage-links a").evaluate_all("all => all.map(each => each.getAttribute('href'))")
         for _ in range(3):
             seen += page.locator("tbody tr td:first-child a").evaluate_all("all => all.map(each => each.href)")
-            if page.get_by_role("link", name="older ones").count():
-                page.goto(f"{pages.address}{page.get_by_role('link', name='older ones').get_attribute('href')}")
-    assert (len(seen), len(set(seen))) == (120, 120)
+            if older := page.get_by_role("link", name="older ones").all():
+                href = older[0].get_attribute("href")
+                with closing(sqlite3.connect(ledger)) as connection, connection:  # the row it begins behind is gone
+                    connection.execute("DELETE FROM usage_records WHERE id = ?", (record(len(seen) - 1).id,))
+                page.goto(f"{pages.address}{href}")
+        assert (len(seen), len(set(seen))) == (120, 120)
+        as_csv, as_json = (pages.get(str(href))[1] for href in hrefs)
+        assert len(list(csv.DictReader(io.StringIO(as_csv)))) == len(json.loads(as_json)) == 118
+        assert pages.get("/review?reason=?")[1].count("usage-line") == 1
 
 
 BILL = (
@@ -217,6 +227,14 @@ BILL = (
     "usage_input_tokens_cache_write_5m,usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,"
     "usage_output_tokens,web_search_count,inference_geo,speed\n"
     "2026-11-01,claude-sonnet-4-6,one,Default,message,≤ 200k,1400,0,0,3000,500,0,,\n"
+    "2026-11-02,claude-sonnet-4-6,one,Default,message,≤ 200k,1000,0,0,3000,500,0,,\n"
+)
+
+
+COSTS = (
+    "usage_date_utc,model,workspace,api_key,usage_type,context_window,token_type,cost_usd,list_price_usd,cost_type,"
+    "inference_geo,speed,api_key_id,api_key_status\n"
+    "2026-11-02,claude-sonnet-4-6,Default,one,message,≤ 200k,input_no_cache,9.99,9.99,token,,,,active\n"
 )
 
 
@@ -224,15 +242,33 @@ BILL = (
 def test_the_latest_reconciliation_is_shown(tmp_path: Path, pages: Served) -> None:
     with open_page(pages.link("/reconciliation")) as page:
         assert "not compared with the bill yet" in page.inner_text("section.content")
-    ledger = fill(tmp_path / "usage.db", record(1, occurred_at="2026-11-01T08:00:00.000Z"))
-    bill = tmp_path / "bill.csv"
-    bill.write_text(BILL, encoding="utf-8")
-    tool("import", bill, "--db", ledger)
-    tool("reconcile", "--since", "2026-11-01", "--until", "2026-11-02", "--db", ledger, code=1)
+    assert pages.get("/reconciliation.csv")[0] == 404
+    ledger = fill(
+        tmp_path / "usage.db",
+        record(1, occurred_at="2026-11-01T08:00:00.000Z", **FLAGGED),
+        record(2, occurred_at="2026-11-02T08:00:00.000Z"),
+    )
+    (tmp_path / "bill.csv").write_text(BILL, encoding="utf-8")
+    (tmp_path / "costs.csv").write_text(COSTS, encoding="utf-8")
+    tool("import", tmp_path / "bill.csv", tmp_path / "costs.csv", "--db", ledger)
+    tool("reconcile", "--since", "2026-11-01", "--until", "2026-11-03", "--db", ledger, code=1)
     with serving(ledger) as other, open_page(other.link("/reconciliation")) as page:
-        lines = page.locator("tbody tr").all_inner_texts()
-        assert any("input_tokens" in line and "1,000" in line and "1,400" in line for line in lines), lines
-        assert "left unexplained" in page.inner_text("section.content")
+        assert "2 left unexplained" in page.inner_text("section.content")
+        told, meanings = page.locator("#tokens ~ div"), page.locator("#verdicts li").all_inner_texts()
+        first, second = (line.split("\t") for line in told.locator("tbody tr").all_inner_texts())
+        # What differs, with what is flagged in it; and what matches, in one line.
+        assert first == [*("2026-11-01", "claude-sonnet-4-6", "1", "1", "input_tokens"), "1,000", "1,400", "+400",
+                         "ours short, flagged"]  # fmt: skip
+        assert second == [*("2026-11-02", "claude-sonnet-4-6", "1", "0", "all"), "4,500", "4,500", "0", "matches"]
+        assert any("rows without usage can explain it" in meaning for meaning in meanings)
+        assert any("the tokens are the same, so the prices are not" in meaning for meaning in meanings)
+        prices = page.locator("#prices + div tbody tr").all_inner_texts()
+        assert [line.split("\t") for line in prices] == [["2026-11-02", "claude-sonnet-4-6", "1.25", "9.99", "+8.74"]]
+        assert json.loads(other.get("/reconciliation.json")[1])["left"] == 2
+        rows = list(csv.DictReader(io.StringIO(other.get("/reconciliation.csv")[1])))
+        assert [row["kind"] for row in rows if row["day"] == "2026-11-01"] == [
+            *("input_tokens", "output_tokens", "cache_read_input_tokens")
+        ]
 
 
 # Names and amounts that are out of the way.

@@ -32,6 +32,7 @@ from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader, open_for_reading
 from usage_ledger.ledger.revisions import COLUMNS as REVISION_COLUMNS
+from usage_ledger.web import reconciled
 from usage_ledger.web.charts import Chart, charts_of, seen, shown
 
 LEDGER = "ledger"
@@ -42,6 +43,9 @@ DAYS = 30
 
 QUEUE = 50
 """Rows of the review queue on a page."""
+
+MOST = 1_000
+"""Rows that Datasette tells at once as JSON."""
 
 CELL, WHOLE = 200, 4_000
 """Characters of a cell of Datasette's tables, and of what a pointer is shown of it; a row's own page has all."""
@@ -73,6 +77,7 @@ class Pages:
             (r"^/overview/(?P<name>[a-z]+)\.(?P<form>csv|json)$", self.figure),
             (r"^/review$", self.review),
             (r"^/reconciliation$", self.reconciliation),
+            (r"^/reconciliation\.(?P<form>csv|json)$", self.comparison),
         ]
 
     @hookimpl(tryfirst=True)
@@ -178,31 +183,41 @@ class Pages:
         head, *rows = chart.rows()
         if request.url_vars["form"] == "json":
             return Response.json([dict(zip(map(str, head), row, strict=True)) for row in rows])
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\r\n").writerows([head, *rows])
-        return Response(out.getvalue(), content_type="text/csv; charset=utf-8")
+        return _as_csv([head, *rows])
 
     # Review.
 
     async def review(self, datasette: Datasette, request: Request) -> Response:
-        reason, after = request.args.get("reason") or "", request.args.get("after") or ""
-        reasons, rows = await self._read(lambda reader: _queue(reader, reason, after))
+        reason, at, after = (request.args.get(name) or "" for name in ("reason", "at", "after"))
+        reasons, rows = await self._read(lambda reader: _queue(reader, reason, at, after))
         return await _page(
             datasette,
             request,
             "usage_review.html",
             reasons=reasons,
             reason=reason,
+            many=sum(count for name, count in reasons if reason in ("", name)) > MOST,
             rows=[{**row, "line": _backfill_line(str(row["id"]), self._path)} for row in rows[:QUEUE]],
-            after=rows[QUEUE - 1]["id"] if len(rows) > QUEUE else None,
+            last=rows[QUEUE - 1] if len(rows) > QUEUE else None,
         )
 
     # Reconciliation.
 
     async def reconciliation(self, datasette: Datasette, request: Request) -> Response:
-        found = await self._read(last_reconciliation)
-        result = None if found is None else json.loads(found["result"])
-        return await _page(datasette, request, "usage_reconciliation.html", found=found, result=result)
+        found, result = await self._read(_last_result)
+        more = {} if result is None else {name: getattr(reconciled, name)(result) for name in ("prices", "verdicts")}
+        if found is not None and result is not None:
+            more["lines"] = reconciled.shown(result, found["by"])
+        return await _page(datasette, request, "usage_reconciliation.html", found=found, result=result, **more)
+
+    async def comparison(self, request: Request) -> Response:
+        """The latest reconciliation by itself, as CSV or JSON."""
+        found, result = await self._read(_last_result)
+        if found is None or result is None:
+            raise NotFound("the rows were not compared with the bill yet")
+        if request.url_vars["form"] == "json":
+            return Response.json(result)
+        return _as_csv(reconciled.lines(result, found["by"]))
 
 
 def _fault(exception: Exception) -> tuple[int, str]:
@@ -215,6 +230,18 @@ def _fault(exception: Exception) -> tuple[int, str]:
         return 503, " ".join(str(exception).split())
     traceback.print_exception(exception, file=sys.stderr)
     return 500, f"{type(exception).__name__}: {exception}"
+
+
+def _as_csv(table: list[list[Any]]) -> Response:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\r\n").writerows(table)
+    return Response(out.getvalue(), content_type="text/csv; charset=utf-8")
+
+
+def _last_result(reader: Reader) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the latest reconciliation, and what it came to."""
+    found = last_reconciliation(reader)
+    return found, None if found is None else json.loads(found["result"])
 
 
 async def _page(datasette: Datasette, request: Request, template: str, **more: object) -> Response:
@@ -262,8 +289,10 @@ def _cells(chart: Chart) -> list[list[str]]:
     return [[str(each) for each in head], *told]
 
 
-def _queue(reader: Reader, reason: str, after: str) -> tuple[list[tuple[str, int]], list[dict[str, object]]]:
-    """Return the reasons of the review queue, each with its rows, and the first rows behind one, newest first."""
+def _queue(reader: Reader, reason: str, at: str, after: str) -> tuple[list[tuple[str, int]], list[dict[str, object]]]:
+    """Return the reasons of the review queue, each with its rows, and the first rows behind one (of a moment and an
+    id), newest first.
+    """
     table = reader.table()
     reasons = reader.connection.execute(
         f"SELECT coalesce(review_reason, '?'), count(*) FROM {table} "
@@ -272,10 +301,9 @@ def _queue(reader: Reader, reason: str, after: str) -> tuple[list[tuple[str, int
     names = ("id", "occurred_at", "account_id", "model", "usage_state", "review_reason", "request_id", "total_tokens")
     found = reader.connection.execute(
         f"SELECT {', '.join(names)} FROM {table} WHERE requires_manual_review = 1 "
-        "AND (?1 = '' OR coalesce(review_reason, '?') = ?1) "
-        f"AND (?2 = '' OR (occurred_at, id) < (SELECT occurred_at, id FROM {table} WHERE id = ?2)) "
-        "ORDER BY occurred_at DESC, id DESC LIMIT ?3",
-        (reason, after, QUEUE + 1),
+        "AND (?1 = '' OR coalesce(review_reason, '?') = ?1) AND (?2 = '' OR (occurred_at, id) < (?2, ?3)) "
+        "ORDER BY occurred_at DESC, id DESC LIMIT ?4",
+        (reason, at, after, QUEUE + 1),
     )
     return reasons, [dict(zip(names, row, strict=True)) for row in found]
 
