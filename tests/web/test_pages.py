@@ -257,7 +257,7 @@ def test_the_latest_reconciliation_is_shown(tmp_path: Path, pages: Served) -> No
         told, meanings = page.locator("#tokens ~ div"), page.locator("#verdicts li").all_inner_texts()
         first, second = (line.split("\t") for line in told.locator("tbody tr").all_inner_texts())
         # What differs, with what is flagged in it; and what matches, in one line.
-        assert first == [*("2026-11-01", "claude-sonnet-4-6", "1", "1", "input_tokens"), "1,000", "1,400", "+400",
+        assert first == [*("2026-11-01", "claude-sonnet-4-6", "1", "1", "input"), "1,000", "1,400", "+400",
                          "ours short, flagged"]  # fmt: skip
         assert second == [*("2026-11-02", "claude-sonnet-4-6", "1", "0", "all"), "4,500", "4,500", "0", "matches"]
         assert any("rows without usage can explain it" in meaning for meaning in meanings)

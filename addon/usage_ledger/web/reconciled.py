@@ -37,7 +37,8 @@ def shown(result: dict[str, Any], by: Sequence[str]) -> Table:
             told = [{"kind": "all", **sums}]
         for each in told:
             difference = f"{each['difference']:+,}" if each["difference"] else "0"
-            numbers = [each["kind"], each["ours"], each["theirs"], difference]
+            kind = each["kind"].replace("cache_creation", "cache_write").replace("_input_tokens", "")
+            numbers = [kind.replace("_tokens", "").replace("_requests", ""), each["ours"], each["theirs"], difference]
             table.append(
                 [*(bucket.get(name) for name in by), bucket.get("requests"), bucket.get("flagged"), *numbers, verdict]
             )
