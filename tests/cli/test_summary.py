@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
+from wcwidth import wcswidth
 
 
 def record(id_: str, **fields: Any) -> Record:
@@ -179,16 +181,62 @@ def test_without_a_cost_a_plot_shows_tokens(tmp_path: Path) -> None:
     assert run(path, "--plot", "--model", "none").stdout == ""
 
 
-@pytest.mark.parametrize("columns", [20, 40, 200])
+@pytest.mark.parametrize("costs", [("12", "12"), ("12",), ("3000", "3000"), ("0.5", "12"), ("0.0001", "0.0001")])
+def test_the_largest_bar_is_as_wide_as_there_is_room(tmp_path: Path, costs: tuple[str, ...]) -> None:
+    """Also where all are equal, or there is one."""
+    path = fill(
+        tmp_path / "usage.db", *(record(f"{n}", model=f"m{n}", total_cost=cost) for n, cost in enumerate(costs))
+    )
+    lines = run(path, "--by", "model", "--plot", columns=80).stdout.splitlines()
+    assert len(lines) == len(costs)
+    assert max(map(len, lines)) == 80
+    assert [line.count("▇") == max(each.count("▇") for each in lines) for line in lines] == [
+        Decimal(cost) == max(map(Decimal, costs)) for cost in costs
+    ]
+
+
+def test_a_plot_tells_small_costs_from_nothing(tmp_path: Path) -> None:
+    path = fill(
+        tmp_path / "usage.db",
+        *(record(cost, model=cost, total_cost=cost) for cost in ("0.0042", "0.0011", "0")),
+    )
+    lines = run(path, "--by", "model", "--plot", columns=80).stdout.splitlines()
+    assert [line.split()[-2] for line in lines] == ["0.0000", "0.0011", "0.0042"]
+    assert [line.count("▇") > 0 for line in lines] == [False, True, True]
+
+
+def test_a_plot_says_what_is_in_no_bar(tmp_path: Path) -> None:
+    path = fill(
+        tmp_path / "usage.db",
+        record("a", total_cost="3"),
+        record("b", model="unknown", total_cost=None),
+        record("c", model="claude-opus-5-5", credential_kind="oauth", total_cost="9"),
+    )
+    done = run(path, "--by", "model", "--plot")
+    assert len(done.stdout.splitlines()) == 3
+    assert done.stderr == (
+        "1 request(s) without a price are in no bar; see usage-ledger price\n"
+        "subscriptions are in no bar; their list price is 9 USD\n"
+    )
+    nothing = fill(tmp_path / "other.db", record("a", total_cost=None))
+    done = run(nothing, "--plot")
+    assert (done.stdout, done.stderr) == ("", "there is nothing to draw: no costs, and no tokens\n")
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 200])
 def test_a_plot_is_lines_whatever_the_names_are(tmp_path: Path, columns: int) -> None:
-    names = ["模型" * 30, "\x1b[2J", "a\nb", "x" * 300]
+    """Its bars begin in one column, no line is wider than the terminal, and a name that is cut says so."""
+    names = ["模型" * 30, "\x1b[2J", "a\nb", "x" * 300, "模型"]
     path = fill(
         tmp_path / "usage.db", *(record(str(n), account_id=name, total_cost="1") for n, name in enumerate(names))
     )
     done = run(path, "--by", "account", "--plot", columns=columns)
     assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == len(names)
-    assert all(line.isprintable() for line in done.stdout.splitlines())
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(names)
+    assert all(line.isprintable() and wcswidth(line) <= columns for line in lines)
+    assert len({wcswidth(line.partition("▇")[0]) for line in lines}) == 1
+    assert sum("…: " in line or "… : " in line for line in lines) == 2  # what is wide may leave a cell
 
 
 def test_a_plot_is_for_a_person(ledger: Path) -> None:

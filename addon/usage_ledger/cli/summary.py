@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Iterable
 from datetime import tzinfo
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +22,10 @@ from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.summary import COUNTS, GROUPS, Sums, summarize
 
 LONGEST_LABEL = 40
-"""Characters of a group's name in a plot."""
+"""Cells of a group's name in a plot."""
+
+SHORTEST_BAR = 10
+"""Cells that a name leaves the longest bar, where the terminal has them."""
 
 
 class _Zone(click.ParamType[tzinfo]):
@@ -63,7 +67,12 @@ class _Zone(click.ParamType[tzinfo]):
     show_default=True,
     help="The form.",
 )
-@click.option("--plot", "plots", is_flag=True, help="Draw a bar for each group instead: what it cost, else its tokens.")
+@click.option(
+    "--plot",
+    "plots",
+    is_flag=True,
+    help="Draw a bar for each group instead: what it cost, else its tokens.",
+)
 def summary(
     dbs: tuple[Path, ...], by: tuple[str, ...], zone: tzinfo | None, form: str, plots: bool, **filters: Any
 ) -> None:
@@ -94,7 +103,7 @@ def summary(
             (total,) = summarize(ledger, chosen, ())
             out = for_people()
             if plots:
-                _write_plot(groups, out)
+                _write_plot(groups, total, out)
             else:
                 _write_table(groups, total, by, out)
             if not total.requests:
@@ -135,28 +144,49 @@ def _write_json(found: Iterable[Sums], by: tuple[str, ...], out: TextIO) -> None
     out.write("[]\n" if before == "[\n" else "\n]\n")
 
 
-def _write_plot(found: list[Sums], out: TextIO) -> None:
-    """Draw a bar for each group, as wide as the terminal has room."""
+def _write_plot(found: list[Sums], total: Sums, out: TextIO) -> None:
+    """Draw a bar for each group; the longest is as wide as the terminal has room. What has no bar is said."""
+    from usage_ledger.cli.cells import fitted, width_of
+
+    is_priced = bool(total.books.billed)
+    amounts = [sums.books.billed if is_priced else Decimal(sums.total_tokens) for sums in found]
+    if any(amounts):
+        labels = [on_one_line(" ".join(_shown(key) for key in sums.keys), out.encoding) for sums in found]
+        values = [f"{amount:,.{_places(amounts)}f} USD" if is_priced else f"{amount:,.0f} tokens" for amount in amounts]
+        room = terminal_width() - max(map(len, values)) - len(":  ")
+        name = min(max(map(width_of, labels)), LONGEST_LABEL, max(room - SHORTEST_BAR, 1))
+        for label, bar, value in zip(labels, _bars(amounts, max(room - name, 1)), values, strict=True):
+            line = " ".join(filter(None, (f"{fitted(label, name)}:", bar, value)))
+            out.write(line.encode(out.encoding, "replace").decode(out.encoding) + "\n")
+    elif total.requests:
+        click.echo("there is nothing to draw: no costs, and no tokens", err=True)
+    if is_priced and total.books.unpriced:
+        click.echo(
+            f"{total.books.unpriced:,} request(s) without a price are in no bar; see usage-ledger price", err=True
+        )
+    if is_priced and total.books.subscription:
+        listed = as_text(total.books.subscription)
+        click.echo(f"subscriptions are in no bar; their list price is {listed} USD", err=True)
+
+
+def _places(amounts: list[Decimal]) -> int:
+    """Return how many digits behind the point tell the smallest of these amounts (USD) from nothing."""
+    smallest = min(amount for amount in amounts if amount)
+    return max(2, min(1 - smallest.adjusted(), 8))
+
+
+def _bars(amounts: list[Decimal], width: int) -> list[str]:
+    """Draw amounts as bars, the largest so wide."""
     import io
     from contextlib import redirect_stdout
 
     from termgraph import Args, BarChart, Data
 
-    is_priced = any(sums.books.billed for sums in found)
-    values = [float(sums.books.billed) if is_priced else sums.total_tokens for sums in found]
-    if not any(values):
-        return
-    labels = [on_one_line(" ".join(_shown(key) for key in sums.keys), out.encoding)[:LONGEST_LABEL] for sums in found]
-    form, unit = ("{:,.2f}", " USD") if is_priced else ("{:,.0f}", " tokens")
-    beside = max(map(len, labels)) + max(len(form.format(value)) for value in values) + len(unit) + len(":   ")
-    chart = BarChart(
-        Data([[value] for value in values], labels),
-        Args(width=max(terminal_width() - beside, 8), format=form, suffix=unit, no_readable=True),
-    )
+    lengths = [[float(amount / max(amounts)) * width] for amount in amounts]
+    arguments = Args(width=width, no_labels=True, no_values=True)
     with redirect_stdout(io.StringIO()) as drawn:
-        chart.draw()
-    for line in drawn.getvalue().replace("\x1b[0m", "").strip("\n").splitlines():
-        out.write(line.rstrip().encode(out.encoding, "replace").decode(out.encoding) + "\n")
+        BarChart(Data(lengths, ["" for _ in lengths]), arguments).draw()
+    return [line.replace("\x1b[0m", "").strip() for line in drawn.getvalue().splitlines()]
 
 
 def _shown(key: str | None) -> str:
