@@ -1,6 +1,7 @@
 """Who is shown the pages: whoever has the token, on this machine, and not because another page asked; read-only."""
 
 import csv
+import http.client
 import io
 import socket
 import sqlite3
@@ -105,6 +106,14 @@ def test_nothing_can_be_written_or_taken_away(ledger: Path, pages: Served, path:
         assert connection.execute("SELECT count(*) FROM usage_records").fetchone() == (3,)
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_but_reading_can_be_asked_for(pages: Served, method: str) -> None:
+    client = http.client.HTTPConnection(pages.address.removeprefix("http://"), timeout=30)
+    with closing(client):
+        client.request(method, "/ledger/usage_records", headers={"Authorization": f"Bearer {pages.token}"})
+        assert client.getresponse().status == 405
+
+
 def test_a_page_may_not_be_shown_within_another_nor_ask_elsewhere_nor_be_kept(pages: Served) -> None:
     for path in ("/", "/ledger/usage_records"):
         headers = pages.ask(path)[1]
@@ -134,6 +143,6 @@ def test_no_csv_has_a_formula(pages: Served) -> None:
         told = cells(pages.get(f"/ledger/usage_records.csv?{query}{more}")[1])
         assert {f"'{FORMULA}", "'@SUM(1+1)", "'-2+3", "'=1+1", LINES, "plain, and whole", "-5"} <= told
     assert LONG in pages.get("/ledger/usage_records.csv?_stream=on")[1]
-    assert {f"'{FORMULA}", "'=1+1"} <= cells(pages.get("/overview/cost.csv")[1])
+    assert {f"'{FORMULA}", "'=1+1"} <= cells(pages.get("/overview/tokens.csv")[1])
     assert "'@SUM(1+1)" in cells(pages.get("/overview/accounts.csv")[1])
     assert "'=1+1" in cells(pages.get("/ledger.csv?sql=select+'=1%2b1'+as+one")[1])

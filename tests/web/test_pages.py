@@ -33,7 +33,7 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with_iterations,
         record(20, days=1, tag="nightly", **FLAGGED),
         record(21, days=1, http_status=529, usage_state="none", total_cost="0", total_tokens=0),
-        record(22, days=40, account_id="of-long-ago"),
+        record(22, days=40, account_id="of-long-ago", total_cost="10"),
         record(23, model=HOSTILE, account_id=LINK, tag=HOSTILE, total_cost=None),
         record(24, model=HOSTILE, account_id=LINK, tag=HOSTILE),
         iterations=(
@@ -162,6 +162,23 @@ def test_requests_are_filtered_by_facets(pages: Served) -> None:
         expect(rows).to_have_count(ROWS)
         page.locator(".facet-info[data-column=usage_state] a", has_text="partial").first.click()
         expect(rows).to_have_count(1)
+
+
+def test_costs_are_compared_as_the_amounts_that_they_are(pages: Served) -> None:
+    """They are exact text in the ledger, and as text 9 is more than 10."""
+    status, headers, _ = pages.ask("/ledger/usage_records.json?total_cost__gt=0.5&total_cost__lte=10&_shape=array")
+    assert status == 302
+    costs = [row["total_cost"] for row in json.loads(pages.get(headers["location"])[1])]
+    assert sorted(set(costs)) == ["1.25", "10", "3"]
+    for amount in ("many", "nan", "1e999"):
+        status, text = pages.get(f"/ledger/usage_records?total_cost__gt={amount}")
+        assert (status, "is no amount" in text) == (400, True)
+    costly = [row["total_cost"] for row in json.loads(pages.get("/ledger/costly.json?_shape=array")[1])]
+    assert costly[:3] == ["10", "3", "1.25"]
+    table = pages.get("/ledger/usage_records")[1]
+    assert "/ledger/costly" in table
+    assert "_sort=model" in table
+    assert "_sort=total_cost" not in table
 
 
 @needs_browser

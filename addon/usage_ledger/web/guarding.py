@@ -67,6 +67,8 @@ class Guard:
         if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
             # A page elsewhere can make a browser ask here under a name of its own (DNS rebinding).
             return Response.text("ask for 127.0.0.1\n", status=421)
+        if scope["method"] not in ("GET", "HEAD"):
+            return Response.text("there is nothing to write here\n", status=405)
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         cookie = f"usage_ledger_{(scope.get('server') or ('', 0))[1]}"  # browsers keep one set for all ports
         if any(name == PARAMETER and self._is_right(value) for name, value in query):

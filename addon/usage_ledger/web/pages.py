@@ -8,6 +8,7 @@ import asyncio
 import csv
 import io
 import json
+import math
 import shlex
 import sys
 import traceback
@@ -27,7 +28,7 @@ from markupsafe import Markup, escape
 from usage_ledger.ledger import overview as overview_of
 from usage_ledger.ledger.bill import last_reconciliation
 from usage_ledger.ledger.closing import archived_before
-from usage_ledger.ledger.columns import ITERATION_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader, open_for_reading
@@ -60,6 +61,30 @@ _REQUESTS = {
         *("input_tokens", "output_tokens", "cache_read_input_tokens", "total_tokens", "total_cost"),
     ],
 }
+
+
+_OPERATORS = {f"total_cost__{name}": sign for name, sign in (("gt", ">"), ("gte", ">="), ("lt", "<"), ("lte", "<="))}
+
+TABLES = {
+    "tables": {
+        "usage_records": {
+            "sortable_columns": [name for name in COLUMNS if name != "total_cost"],
+            "description_html": f'<a href="/{LEDGER}/costly">The most costly ones</a>',
+        }
+    },
+    "queries": {
+        "costly": {
+            "title": "The most costly requests",
+            "sql": "SELECT id, occurred_at, account_id, api_key_hint, model, tag, total_tokens, total_cost "
+            "FROM usage_records WHERE total_cost IS NOT NULL ORDER BY CAST(total_cost AS REAL) DESC LIMIT 500",
+        }
+    },
+}
+"""What Datasette is told of the ledger. Costs are exact text there, which sorts 9 behind 10."""
+
+
+class _Elsewhere(Exception):  # noqa: N818 - no error
+    """What is asked for is at another address, which this is."""
 
 
 class Pages:
@@ -114,10 +139,23 @@ class Pages:
         return await asyncio.to_thread(reading)
 
     @hookimpl
+    def filters_from_request(self, request: Request, table: str) -> None:
+        """Compare costs as numbers: as the exact text that they are, 9 is more than 10."""
+        told = [(key, value) for key in request.args for value in request.args.getlist(key)]
+        costs = [(key, value) for key, value in told if table == "usage_records" and key in _OPERATORS]
+        if costs:
+            wheres = [
+                ("_where", f"CAST(total_cost AS REAL) {_OPERATORS[key]} {_number(value)}") for key, value in costs
+            ]
+            raise _Elsewhere(f"{request.path}?{urlencode([each for each in told if each not in costs] + wheres)}")
+
+    @hookimpl
     def handle_exception(self, datasette: Datasette, request: Request, exception: Exception) -> object:
         """Say what went wrong in one line: 503 where the ledger cannot be read now."""
 
         async def told() -> Response:
+            if isinstance(exception, _Elsewhere):
+                return Response.redirect(str(exception))
             status, message = _fault(exception)
             if request.path.endswith(".json"):
                 return Response.json({"ok": False, "error": message, "status": status}, status=status)
@@ -246,6 +284,16 @@ def _last_result(reader: Reader) -> tuple[dict[str, Any] | None, dict[str, Any] 
 
 async def _page(datasette: Datasette, request: Request, template: str, **more: object) -> Response:
     return Response.html(await datasette.render_template(template, more, request=request, view_name=template))
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRequest(f"{text!r} is no amount")
+    return number
 
 
 def _cell(value: object, room: int = 0) -> Markup:

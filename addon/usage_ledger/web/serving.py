@@ -21,7 +21,7 @@ from datasette.plugins import pm
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import connect_for_reading
 from usage_ledger.web.guarding import PARAMETER, Guard
-from usage_ledger.web.pages import LEDGER, Pages
+from usage_ledger.web.pages import LEDGER, TABLES, Pages
 
 HOST = "127.0.0.1"
 _HERE = Path(__file__).parent
@@ -79,7 +79,11 @@ def site(path: Path) -> Datasette:
     datasette = Datasette(
         [],
         static_mounts=[("usage", str(_HERE / "static"))],
-        metadata={"title": "claude-usage-ledger", "extra_css_urls": ["/usage/usage.css"]},
+        metadata={
+            "title": "claude-usage-ledger",
+            "extra_css_urls": ["/usage/usage.css"],
+            "databases": {LEDGER: TABLES},
+        },
         settings={
             "allow_download": False,
             "suggest_facets": False,
@@ -90,6 +94,7 @@ def site(path: Path) -> Datasette:
             "truncate_cells_html": 400,
         },
     )
+    datasette.remove_database("_memory")
     datasette.add_database(_Ledger(datasette, path=str(path)), name=LEDGER)
     return datasette
 
