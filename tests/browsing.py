@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -40,3 +40,44 @@ def open_page(address: str, width: int = 1400, color_scheme: Literal["light", "d
             assert faults == []
         finally:
             browser.close()
+
+
+_FAINT = """() => {
+    const light = colour => {
+        const [r, g, b] = colour.map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+        return .2126 * r + .7152 * g + .0722 * b;
+    };
+    const numbers = text => text.match(/[\\d.]+/g).map(Number);
+    const behind = element => {
+        for (; element; element = element.parentElement) {
+            const colour = numbers(getComputedStyle(element).backgroundColor);
+            if (colour.length < 4 || colour[3] > .5) return colour;
+        }
+        return [255, 255, 255];
+    };
+    return [...document.querySelectorAll("body *")].flatMap(each => {
+        const says = [...each.childNodes].some(node => node.nodeType == 3 && node.textContent.trim());
+        const box = each.getBoundingClientRect(), style = getComputedStyle(each), isDrawn = each instanceof SVGElement;
+        if (!says && !["INPUT", "SELECT", "TEXTAREA"].includes(each.tagName)) return [];
+        if (!box.width || !box.height || style.visibility == "hidden") return [];
+        if (["OPTION", "SCRIPT"].includes(each.tagName)) return [];
+        if (isDrawn && !["text", "tspan"].includes(each.tagName)) return [];
+        const [one, other] = [numbers(isDrawn ? style.fill : style.color), behind(each)].map(v => light(v.slice(0, 3)));
+        const contrast = (Math.max(one, other) + .05) / (Math.min(one, other) + .05);
+        return contrast < 4.5 ? [[each.tagName, each.textContent.trim().slice(0, 40), contrast]] : [];
+    });
+}"""
+
+_NAMELESS = """() => [...document.querySelectorAll("select, textarea, input:not([type=hidden]):not([type=submit])")]
+    .filter(each => each.offsetParent && !each.labels?.length && !each.getAttribute("aria-label"))
+    .map(each => each.outerHTML.slice(0, 80))"""
+
+
+def faint_texts(page: Page) -> Any:
+    """Return what is hard to read: texts whose contrast is below 4.5 (WCAG 2.2, AA)."""
+    return page.evaluate(_FAINT)
+
+
+def nameless_fields(page: Page) -> Any:
+    """Return the fields of forms that have no name for those who hear them."""
+    return page.evaluate(_NAMELESS)

@@ -82,6 +82,7 @@ def site(path: Path) -> Datasette:
         metadata={
             "title": "claude-usage-ledger",
             "extra_css_urls": ["/usage/usage.css"],
+            "extra_js_urls": ["/usage/usage.js"],
             "databases": {LEDGER: TABLES},
         },
         settings={
