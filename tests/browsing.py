@@ -2,11 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -25,11 +25,26 @@ needs_browser = pytest.mark.skipif(browser_path() is None, reason="there is no C
 
 
 @contextmanager
-def open_page(address: str, width: int = 1400, color_scheme: Literal["light", "dark"] = "light") -> Iterator[Page]:
-    """Open a page; fail where it asks any other host for anything, or where its scripts fail or complain."""
+def a_browser() -> Iterator[Browser]:
+    """A browser for several pages. While there is one, nothing can run asyncio in this thread."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=[*QUIET])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=color_scheme)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def open_page(
+    address: str, width: int = 1400, color_scheme: Literal["light", "dark"] = "light", browser: Browser | None = None
+) -> Iterator[Page]:
+    """Open a page, in a browser of its own unless there is one; fail where it asks any other host for anything, or
+    where its scripts fail or complain.
+    """
+    with nullcontext(browser) if browser is not None else a_browser() as opened:
+        context = opened.new_context(viewport={"width": width, "height": 900}, color_scheme=color_scheme)
+        page = context.new_page()
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
@@ -39,7 +54,7 @@ def open_page(address: str, width: int = 1400, color_scheme: Literal["light", "d
             yield page
             assert faults == []
         finally:
-            browser.close()
+            context.close()
 
 
 _FAINT = """() => {

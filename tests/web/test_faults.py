@@ -56,7 +56,8 @@ def test_damage_within_a_ledger_is_told_as_such(tmp_path: Path) -> None:
         for path in ("/", "/ledger/usage_records?_sort=model"):
             status, text = pages.get(path)
             assert (status, "database disk image is malformed" in text) == (503, True), path
-        assert pages.get("/ledger?sql=select+nothing")[0] == 400
+        for query in ("?sql=select+nothing", "/usage_records?_facet=nothing", "/usage_records?_sort=nothing"):
+            assert pages.get(f"/ledger{query}")[0] == 400
     assert said.read_text() == ""
 
 

@@ -5,18 +5,19 @@ import io
 import json
 import shlex
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 from usage_ledger.ledger.record import IterationRow
 
 from scripts.real_pages import Served, serving
-from tests.browsing import faint_texts, nameless_fields, needs_browser, open_page
+from tests.browsing import a_browser, faint_texts, nameless_fields, needs_browser, open_page
 from tests.web.looking import FLAGGED, HOSTILE, LINK, NOW, fill, record, tool
 
 ROWS = 12
@@ -50,6 +51,16 @@ def pages(ledger: Path) -> Iterator[Served]:
         yield pages
 
 
+type Look = Callable[..., AbstractContextManager[Page]]
+"""Open a page (`open_page`)."""
+
+
+@pytest.fixture(scope="module")
+def look() -> Iterator[Look]:
+    with a_browser() as browser:
+        yield partial(open_page, browser=browser)
+
+
 PAGES = [
     *("/", "/?since=2026-01-01&until=2026-02-01", "/review", "/reconciliation", "/ledger", "/ledger/costly"),
     *("/ledger/usage_records?_facet=model&tag__exact=nightly", f"/ledger/usage_records/{record(7).id}"),
@@ -58,9 +69,9 @@ PAGES = [
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_each_page_renders_and_can_be_read(pages: Served, scheme: Literal["light", "dark"]) -> None:
+def test_each_page_renders_and_can_be_read(look: Look, pages: Served, scheme: Literal["light", "dark"]) -> None:
     """In light and in dark, and by ear; and asks no other host for anything."""
-    with open_page(pages.link(), color_scheme=scheme) as page:
+    with look(pages.link(), color_scheme=scheme) as page:
         for path in PAGES:
             page.goto(pages.address + path)
             assert page.locator("h1").first.is_visible()
@@ -74,14 +85,14 @@ def test_each_page_renders_and_can_be_read(pages: Served, scheme: Literal["light
 
 @needs_browser
 @pytest.mark.parametrize("path", ["/", "/review"])
-def test_a_phone_has_room_for_it(pages: Served, path: str) -> None:
-    with open_page(pages.link(path), width=390) as page:
+def test_a_phone_has_room_for_it(look: Look, pages: Served, path: str) -> None:
+    with look(pages.link(path), width=390) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @needs_browser
-def test_every_chart_has_marks_and_its_numbers_beside_them(pages: Served) -> None:
-    with open_page(pages.link()) as page:
+def test_every_chart_has_marks_and_its_numbers_beside_them(look: Look, pages: Served) -> None:
+    with look(pages.link()) as page:
         names = page.locator("figure.usage-chart").evaluate_all("all => all.map(each => each.id)")
         assert len(names) == 9
         for name in names:
@@ -95,8 +106,8 @@ def test_every_chart_has_marks_and_its_numbers_beside_them(pages: Served) -> Non
 
 
 @needs_browser
-def test_the_numbers_an_operator_needs_are_on_top(pages: Served) -> None:
-    with open_page(pages.link()) as page:
+def test_the_numbers_an_operator_needs_are_on_top(look: Look, pages: Served) -> None:
+    with look(pages.link()) as page:
         assert page.locator("#flagged-now").inner_text() == "1"
         assert page.locator("#unpriced").inner_text() == "1"
         assert page.locator("#cost-today").inner_text().startswith("$")
@@ -105,8 +116,8 @@ def test_the_numbers_an_operator_needs_are_on_top(pages: Served) -> None:
 
 
 @needs_browser
-def test_the_days_apply_to_all_of_it(pages: Served) -> None:
-    with open_page(pages.link()) as page:
+def test_the_days_apply_to_all_of_it(look: Look, pages: Served) -> None:
+    with look(pages.link()) as page:
         before = int(page.locator("#requests").inner_text())
         page.locator("input[name=since]").fill(f"{NOW - timedelta(days=50):%Y-%m-%d}")
         page.get_by_role("button", name="Show").click()
@@ -146,9 +157,9 @@ def test_figures_are_there_as_csv_and_json(pages: Served) -> None:
 
 
 @needs_browser
-def test_a_reload_shows_what_was_written_meanwhile(tmp_path: Path) -> None:
+def test_a_reload_shows_what_was_written_meanwhile(look: Look, tmp_path: Path) -> None:
     ledger = fill(tmp_path / "usage.db", record(1))
-    with serving(ledger) as pages, open_page(pages.link()) as page:
+    with serving(ledger) as pages, look(pages.link()) as page:
         assert page.locator("#requests").inner_text() == "1"
         fill(ledger, record(2), record(3, **FLAGGED))
         page.reload()
@@ -159,8 +170,8 @@ def test_a_reload_shows_what_was_written_meanwhile(tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_requests_are_filtered_by_facets(pages: Served) -> None:
-    with open_page(pages.link()) as page:
+def test_requests_are_filtered_by_facets(look: Look, pages: Served) -> None:
+    with look(pages.link()) as page:
         page.get_by_role("link", name="Requests", exact=True).click()
         for facet in ("account_id", "api_key_hint", "model", "tag", "usage_state", "review_reason"):
             expect(page.locator(f".facet-info[data-column={facet}]")).to_have_count(1)
@@ -188,8 +199,8 @@ def test_costs_are_compared_as_the_amounts_that_they_are(pages: Served) -> None:
 
 
 @needs_browser
-def test_what_comes_from_traffic_is_text_and_nothing_else(pages: Served) -> None:
-    with open_page(pages.link("/ledger/usage_records?_sort=occurred_at&_facet=model&_facet=tag")) as page:
+def test_what_comes_from_traffic_is_text_and_nothing_else(look: Look, pages: Served) -> None:
+    with look(pages.link("/ledger/usage_records?_sort=occurred_at&_facet=model&_facet=tag")) as page:
         assert page.title() != "owned"
         assert page.locator("td.col-model", has_text="onerror").count() == 2
         assert page.locator("td.col-account_id a").count() == 0
@@ -202,21 +213,21 @@ def test_what_comes_from_traffic_is_text_and_nothing_else(pages: Served) -> None
 
 
 @needs_browser
-def test_a_row_opens_to_its_columns_its_iterations_and_its_trail(tmp_path: Path, pages: Served) -> None:
-    with open_page(pages.link(f"/ledger/usage_records/{record(7).id}")) as page:
+def test_a_row_opens_to_its_columns_its_iterations_and_its_trail(look: Look, tmp_path: Path, pages: Served) -> None:
+    with look(pages.link(f"/ledger/usage_records/{record(7).id}")) as page:
         assert page.locator("table.usage-row th").count() > 40
         assert page.locator("#iterations + div tbody tr").count() == 2
         assert "nothing has changed it" in page.locator("#trail + p").inner_text()
     ledger = fill(tmp_path / "usage.db", record(1, **FLAGGED))
     tool("review", "accept", record(1).id, "--note", "<b>never billed</b>", "--db", ledger)
-    with serving(ledger) as other, open_page(other.link(f"/ledger/usage_records/{record(1).id}")) as page:
+    with serving(ledger) as other, look(other.link(f"/ledger/usage_records/{record(1).id}")) as page:
         assert "<b>never billed</b>" in page.locator("#trail + div tbody tr").inner_text()
 
 
 @needs_browser
-def test_the_line_in_the_review_queue_fills_the_row_in(tmp_path: Path) -> None:
+def test_the_line_in_the_review_queue_fills_the_row_in(look: Look, tmp_path: Path) -> None:
     ledger = fill(tmp_path / "a folder's" / "usage.db", record(1, **FLAGGED), record(2, **FLAGGED))
-    with serving(ledger) as pages, open_page(pages.link("/review")) as page:
+    with serving(ledger) as pages, look(pages.link("/review")) as page:
         line = page.locator("code.usage-line").first.inner_text()
         words = shlex.split(line.replace(" N ", " 7 ", 2).replace("...", "from the Console"))
         assert words[0] == "usage-ledger"
@@ -226,11 +237,11 @@ def test_the_line_in_the_review_queue_fills_the_row_in(tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_a_long_queue_has_pages_and_its_links_have_all_of_it(tmp_path: Path) -> None:
+def test_a_long_queue_has_pages_and_its_links_have_all_of_it(look: Look, tmp_path: Path) -> None:
     ledger = fill(tmp_path / "usage.db", *(record(number, **FLAGGED) for number in range(120)), record(
         200, **FLAGGED | {"review_reason": None}))  # fmt: skip
     seen: list[str] = []
-    with serving(ledger) as pages, open_page(pages.link("/review?reason=client_disconnected")) as page:
+    with serving(ledger) as pages, look(pages.link("/review?reason=client_disconnected")) as page:
         hrefs = page.locator(".usage-links a").evaluate_all("all => all.map(each => each.getAttribute('href'))")
         for _ in range(3):
             seen += page.locator("tbody tr td:first-child a").evaluate_all("all => all.map(each => each.href)")
@@ -262,8 +273,8 @@ COSTS = (
 
 
 @needs_browser
-def test_the_latest_reconciliation_is_shown(tmp_path: Path, pages: Served) -> None:
-    with open_page(pages.link("/reconciliation")) as page:
+def test_the_latest_reconciliation_is_shown(look: Look, tmp_path: Path, pages: Served) -> None:
+    with look(pages.link("/reconciliation")) as page:
         assert "not compared with the bill yet" in page.inner_text("section.content")
     assert pages.get("/reconciliation.csv")[0] == 404
     ledger = fill(
@@ -275,7 +286,7 @@ def test_the_latest_reconciliation_is_shown(tmp_path: Path, pages: Served) -> No
     (tmp_path / "costs.csv").write_text(COSTS, encoding="utf-8")
     tool("import", tmp_path / "bill.csv", tmp_path / "costs.csv", "--db", ledger)
     tool("reconcile", "--since", "2026-11-01", "--until", "2026-11-03", "--db", ledger, code=1)
-    with serving(ledger) as other, open_page(other.link("/reconciliation")) as page:
+    with serving(ledger) as other, look(other.link("/reconciliation")) as page:
         assert "2 left unexplained" in page.inner_text("section.content")
         told, meanings = page.locator("#tokens ~ div"), page.locator("#verdicts li").all_inner_texts()
         first, second = (line.split("\t") for line in told.locator("tbody tr").all_inner_texts())
@@ -345,8 +356,8 @@ def test_today_is_that_of_utc(odd: Served) -> None:
 
 @needs_browser
 @pytest.mark.parametrize("path", ["/", "/ledger/usage_records", "/ledger/usage_records?_facet=model"])
-def test_a_long_name_takes_no_more_room_than_there_is(odd: Served, path: str) -> None:
-    with open_page(odd.link(path), width=1000) as page:
+def test_a_long_name_takes_no_more_room_than_there_is(look: Look, odd: Served, path: str) -> None:
+    with look(odd.link(path), width=1000) as page:
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= 1000
         assert page.locator("[title^=xxxx]").first.get_attribute("title") == "x" * 4000
@@ -354,9 +365,9 @@ def test_a_long_name_takes_no_more_room_than_there_is(odd: Served, path: str) ->
 
 @needs_browser
 @pytest.mark.parametrize("path", ["/", f"/ledger/usage_records/{record(7).id}"])
-def test_on_a_phone_each_number_stands_under_its_name(pages: Served, path: str) -> None:
+def test_on_a_phone_each_number_stands_under_its_name(look: Look, pages: Served, path: str) -> None:
     """Our tables scroll; Datasette's become a list there, with names of its own before the cells."""
-    with open_page(pages.link(path), width=390) as page:
+    with look(pages.link(path), width=390) as page:
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         table = page.locator(".usage-table").first
         assert table.locator("thead th").first.is_visible()

@@ -261,7 +261,8 @@ class Pages:
 def _fault(exception: Exception) -> tuple[int, str]:
     """Return the HTTP status for what went wrong, and what is said of it."""
     if isinstance(exception, DatasetteError):
-        return exception.status, Markup(exception.message) if exception.message_is_html else exception.message  # noqa: S704
+        status = 400 if exception.status == 500 else exception.status  # what it cannot do is what it was asked for
+        return status, Markup(exception.message) if exception.message_is_html else exception.message  # noqa: S704
     if isinstance(exception, Base400):
         return exception.status, str(exception)
     if isinstance(exception, (LedgerError, OSError)):

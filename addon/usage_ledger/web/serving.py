@@ -8,6 +8,7 @@ import logging
 import secrets
 import socket
 import sqlite3
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -107,6 +108,7 @@ def serve(path: Path, listener: socket.socket, started: Callable[[str], None], s
     """
     token = secrets.token_urlsafe(16)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # Datasette's, where it refuses a facet
     app = Guard(site(path).app(), token, safe)
     config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on")
     server = _Server(config, lambda: started(f"/?{PARAMETER}={token}"))
