@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from xml.etree import ElementTree
 
 import pygal
@@ -66,10 +67,10 @@ class Chart:
         found = [number for numbers in self.series.values() for number in numbers if number is not None]
         return not found if self.kind == "lines" else not any(found)
 
-    def rows(self) -> list[list[object]]:
-        """Return the figure as a table, its first line the headings."""
+    def rows(self) -> list[list[Any]]:
+        """Return the figure as a table, its first line the headings; others a label and numbers."""
         numbers = self.series.values()
-        rows: list[list[object]] = [[_apart(self.heading, self.series), *self.series]]
+        rows: list[list[Any]] = [[_apart(self.heading, self.series), *self.series]]
         rows += [[label, *(each[place] for each in numbers)] for place, label in enumerate(self.labels)]
         return rows
 
@@ -79,15 +80,17 @@ class Chart:
 
     def drawing(self) -> str:
         """Draw it as SVG, to stand in a page."""
+        is_ranking, most = (
+            self.kind == "ranking",
+            max((n or 0 for each in self.series.values() for n in each), default=0),
+        )
         chart = _KINDS[self.kind](
             style=_STYLE,
             js=[],
             disable_xml_declaration=True,
             explicit_size=False,
             width=680,
-            height=max(180, 60 + 26 * len(self.labels))
-            if self.kind == "ranking"
-            else 280 + 22 * (len(self.series) // 4),
+            height=max(180, 60 + 26 * len(self.labels)) if is_ranking else 280 + 22 * (len(self.series) // 4),
             margin=8,
             # pygal leaves room for the full lines of a legend alone.
             margin_bottom=8 + (22 if len(self.series) % self._legend_columns else 0),
@@ -96,9 +99,7 @@ class Chart:
             show_legend=len(self.series) > 1,
             truncate_legend=-1,
             truncate_label=-1,
-            range=(0, max([number or 0 for each in self.series.values() for number in each], default=0) or 1)
-            if self.kind == "lines"
-            else None,
+            range=(0, most or 1) if self.kind == "lines" else None,
             x_label_rotation=0,
             show_minor_x_labels=False,
             include_x_axis=True,
@@ -106,10 +107,10 @@ class Chart:
             dots_size=2,
             no_data_text="nothing",
         )
-        order = -1 if self.kind == "ranking" else 1  # pygal begins below
+        order = -1 if is_ranking else 1  # pygal begins below
         labels = [_short(label, _LABEL) for label in self.labels][::order]
         chart.x_labels = labels
-        if self.kind != "ranking":
+        if not is_ranking:
             chart.x_labels_major = labels[:: max(1, len(labels) // 6)]
         for name, numbers in self.series.items():
             chart.add(_short(name, _LEGENDS // self._legend_columns), numbers[::order])

@@ -8,8 +8,6 @@ import asyncio
 import csv
 import io
 import json
-import math
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,12 +26,10 @@ from markupsafe import Markup, escape
 from usage_ledger.ledger import overview as overview_of
 from usage_ledger.ledger.bill import last_reconciliation
 from usage_ledger.ledger.closing import archived_before
-from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader, open_for_reading
-from usage_ledger.ledger.revisions import COLUMNS as REVISION_COLUMNS
-from usage_ledger.web import reconciled
+from usage_ledger.web import costs, reconciled, rows
 from usage_ledger.web.charts import Chart, charts_of, seen, shown
 
 LEDGER = "ledger"
@@ -61,26 +57,6 @@ _REQUESTS = {
         *("input_tokens", "output_tokens", "cache_read_input_tokens", "total_tokens", "total_cost"),
     ],
 }
-
-
-_OPERATORS = {f"total_cost__{name}": sign for name, sign in (("gt", ">"), ("gte", ">="), ("lt", "<"), ("lte", "<="))}
-
-TABLES = {
-    "tables": {
-        "usage_records": {
-            "sortable_columns": [name for name in COLUMNS if name != "total_cost"],
-            "description_html": f'<a href="/{LEDGER}/costly">The most costly ones</a>',
-        }
-    },
-    "queries": {
-        "costly": {
-            "title": "The most costly requests",
-            "sql": "SELECT id, occurred_at, account_id, api_key_hint, model, tag, total_tokens, total_cost "
-            "FROM usage_records WHERE total_cost IS NOT NULL ORDER BY CAST(total_cost AS REAL) DESC LIMIT 500",
-        }
-    },
-}
-"""What Datasette is told of the ledger. Costs are exact text there, which sorts 9 behind 10."""
 
 
 class _Elsewhere(Exception):  # noqa: N818 - no error
@@ -125,7 +101,7 @@ class Pages:
             if view_name != "row" or table != "usage_records" or request is None:
                 return {}
             row_id = tilde_decode(request.url_vars["pks"])
-            return await self._read(lambda reader: _beside(reader, row_id))
+            return await self._read(lambda reader: rows.beside(reader, row_id))
 
         return told
 
@@ -140,14 +116,9 @@ class Pages:
 
     @hookimpl
     def filters_from_request(self, request: Request, table: str) -> None:
-        """Compare costs as numbers: as the exact text that they are, 9 is more than 10."""
-        told = [(key, value) for key in request.args for value in request.args.getlist(key)]
-        costs = [(key, value) for key, value in told if table == "usage_records" and key in _OPERATORS]
-        if costs:
-            wheres = [
-                ("_where", f"CAST(total_cost AS REAL) {_OPERATORS[key]} {_number(value)}") for key, value in costs
-            ]
-            raise _Elsewhere(f"{request.path}?{urlencode([each for each in told if each not in costs] + wheres)}")
+        """Lead to where costs are compared as numbers."""
+        if table == "usage_records" and (address := costs.compared(request)):
+            raise _Elsewhere(address)
 
     @hookimpl
     def handle_exception(self, datasette: Datasette, request: Request, exception: Exception) -> object:
@@ -218,16 +189,18 @@ class Pages:
         chart = charts.get(request.url_vars["name"])
         if chart is None:
             raise NotFound("there is no such figure")
-        head, *rows = chart.rows()
+        head, *lines = chart.rows()
         if request.url_vars["form"] == "json":
-            return Response.json([dict(zip(map(str, head), row, strict=True)) for row in rows])
-        return _as_csv([head, *rows])
+            return Response.json([dict(zip(map(str, head), line, strict=True)) for line in lines])
+        return _as_csv([head, *lines])
 
     # Review.
 
     async def review(self, datasette: Datasette, request: Request) -> Response:
         reason, at, after = (request.args.get(name) or "" for name in ("reason", "at", "after"))
-        reasons, rows = await self._read(lambda reader: _queue(reader, reason, at, after))
+        reasons, found = await self._read(
+            lambda reader: (rows.reasons(reader), rows.queue(reader, reason, at, after, QUEUE + 1))
+        )
         return await _page(
             datasette,
             request,
@@ -235,18 +208,22 @@ class Pages:
             reasons=reasons,
             reason=reason,
             many=sum(count for name, count in reasons if reason in ("", name)) > MOST,
-            rows=[{**row, "line": _backfill_line(str(row["id"]), self._path)} for row in rows[:QUEUE]],
-            last=rows[QUEUE - 1] if len(rows) > QUEUE else None,
+            rows=[{**row, "line": rows.backfill_line(str(row["id"]), self._path)} for row in found[:QUEUE]],
+            last=found[QUEUE - 1] if len(found) > QUEUE else None,
         )
 
     # Reconciliation.
 
     async def reconciliation(self, datasette: Datasette, request: Request) -> Response:
         found, result = await self._read(_last_result)
-        more = {} if result is None else {name: getattr(reconciled, name)(result) for name in ("prices", "verdicts")}
+        tables: dict[str, object] = {}
         if found is not None and result is not None:
-            more["lines"] = reconciled.shown(result, found["by"])
-        return await _page(datasette, request, "usage_reconciliation.html", found=found, result=result, **more)
+            tables = {
+                "lines": reconciled.shown(result, found["by"]),
+                "prices": reconciled.prices(result),
+                "verdicts": reconciled.verdicts(result),
+            }
+        return await _page(datasette, request, "usage_reconciliation.html", found=found, result=result, **tables)
 
     async def comparison(self, request: Request) -> Response:
         """The latest reconciliation by itself, as CSV or JSON."""
@@ -287,16 +264,6 @@ async def _page(datasette: Datasette, request: Request, template: str, **more: o
     return Response.html(await datasette.render_template(template, more, request=request, view_name=template))
 
 
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadRequest(f"{text!r} is no amount")
-    return number
-
-
 def _cell(value: object, room: int = 0) -> Markup:
     """Return what a page shows of a value; with `room`, no more than so many characters of it, and the whole beside."""
     if value is None:
@@ -327,56 +294,11 @@ def _span(request: Request) -> tuple[datetime, datetime, str]:
 
 def _cells(chart: Chart) -> list[list[str]]:
     """Return a figure's table as it is read; the lines in which nothing happened are left out."""
-    head, *rows = chart.rows()
-    numbers = list(zip(*chart.series.values(), strict=True)) or [()] * len(rows)
+    head, *lines = chart.rows()
     empty = (None,) if chart.kind == "lines" else (None, 0)
     told = [
-        [str(row[0]), *(shown(number, chart.unit) for number in line)]
-        for row, line in zip(rows, numbers, strict=True)
-        if any(number not in empty for number in line)
+        [str(label), *(shown(number, chart.unit) for number in numbers)]
+        for label, *numbers in lines
+        if any(number not in empty for number in numbers)
     ]
     return [[str(each) for each in head], *told]
-
-
-def _queue(reader: Reader, reason: str, at: str, after: str) -> tuple[list[tuple[str, int]], list[dict[str, object]]]:
-    """Return the reasons of the review queue, each with its rows, and the first rows behind one (of a moment and an
-    id), newest first.
-    """
-    table = reader.table()
-    reasons = reader.connection.execute(
-        f"SELECT coalesce(review_reason, '?'), count(*) FROM {table} "
-        "WHERE requires_manual_review = 1 GROUP BY 1 ORDER BY 2 DESC, 1"
-    ).fetchall()
-    names = ("id", "occurred_at", "account_id", "model", "usage_state", "review_reason", "request_id", "total_tokens")
-    found = reader.connection.execute(
-        f"SELECT {', '.join(names)} FROM {table} WHERE requires_manual_review = 1 "
-        "AND (?1 = '' OR coalesce(review_reason, '?') = ?1) AND (?2 = '' OR (occurred_at, id) < (?2, ?3)) "
-        "ORDER BY occurred_at DESC, id DESC LIMIT ?4",
-        (reason, at, after, QUEUE + 1),
-    )
-    return reasons, [dict(zip(names, row, strict=True)) for row in found]
-
-
-def _backfill_line(row_id: str, path: Path) -> str:
-    return (
-        f"usage-ledger backfill --id {shlex.quote(row_id)} --input-tokens N --output-tokens N "
-        f'--note "..." --db {shlex.quote(str(path))}'
-    )
-
-
-def _beside(reader: Reader, row_id: str) -> dict[str, object]:
-    """Return a row's iterations and its trail, each as a table."""
-    iterations = reader.iterations([row_id], ITERATION_COLUMNS)
-    names = [name for name in REVISION_COLUMNS if name not in ("record_id", "hash")]
-    trail = (
-        reader.connection.execute(
-            f"SELECT {', '.join(names)} FROM usage_revisions WHERE record_id = ? ORDER BY position",
-            (row_id,),
-        ).fetchall()
-        if reader.has_table("usage_revisions")
-        else []
-    )
-    return {
-        "iterations": [ITERATION_COLUMNS[1:], *(row[1:] for row in iterations)],
-        "trail": [names, *trail],
-    }

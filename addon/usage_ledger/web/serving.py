@@ -21,8 +21,9 @@ from datasette.plugins import pm
 
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import connect_for_reading
+from usage_ledger.web.costs import TABLES
 from usage_ledger.web.guarding import PARAMETER, Guard
-from usage_ledger.web.pages import LEDGER, TABLES, Pages
+from usage_ledger.web.pages import LEDGER, Pages
 
 HOST = "127.0.0.1"
 _HERE = Path(__file__).parent
