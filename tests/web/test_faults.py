@@ -1,5 +1,6 @@
 """What goes wrong with a ledger while it is served: one page says so, and none shows rows of another ledger."""
 
+import http.client
 import json
 import os
 from pathlib import Path
@@ -58,7 +59,10 @@ def test_damage_within_a_ledger_is_told_as_such(tmp_path: Path) -> None:
             assert (status, "database disk image is malformed" in text) == (503, True), path
         for query in ("?sql=select+nothing", "/usage_records?_facet=nothing", "/usage_records?_sort=nothing"):
             assert pages.get(f"/ledger{query}")[0] == 400
-    assert said.read_text() == ""
+        assert said.read_text() == ""
+        with pytest.raises(http.client.IncompleteRead):  # half of a CSV is none
+            pages.get("/ledger/usage_records.csv?_stream=on&_size=50")
+    assert "Traceback" not in said.read_text()
 
 
 READ_ONLY = (

@@ -101,7 +101,10 @@ class Guard:
                 kept = [pair for pair in message["headers"] if pair[0].lower() not in _HEADERS]
                 message = {**message, "headers": [*kept, *_HEADERS.items()]}
             elif cells is not None:
-                message = {**message, "body": cells.through(message.get("body", b""), message.get("more_body", False))}
+                goes_on = message.get("more_body", False)
+                message = {**message, "body": cells.through(message.get("body", b""), goes_on)}
+                if not goes_on and cells.is_broken:
+                    return  # so that the transfer fails: half of a CSV looks like one
             await send(message)
 
         return sending
@@ -113,6 +116,8 @@ class _Cells:
     def __init__(self, safe: Callable[[str], str]) -> None:
         self._safe = safe
         self._rest = b""
+        self.is_broken = False
+        """Whether it ended within a line, as Datasette ends one with what went wrong."""
         csv.field_size_limit(sys.maxsize)
 
     def through(self, piece: bytes, goes_on: bool) -> bytes:
@@ -120,6 +125,7 @@ class _Cells:
         self._rest += piece
         if goes_on and (self._rest.count(b'"') % 2 or not self._rest.endswith(b"\n")):
             return b""
+        self.is_broken = bool(self._rest) and not self._rest.endswith(b"\n")
         lines, self._rest = self._rest.decode("utf-8", "replace"), b""
         out = io.StringIO()
         told = csv.reader(io.StringIO(lines, newline=""))

@@ -94,6 +94,7 @@ def site(path: Path) -> Datasette:
             "sql_time_limit_ms": 5_000,
             "default_page_size": 50,
             "num_sql_threads": 4,
+            "max_csv_mb": 0,  # as long as it is
             "truncate_cells_html": 400,
         },
     )
