@@ -27,7 +27,7 @@ def record(number: int, moment: datetime, **more: Any) -> Record:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
-    """Rows by chance, some of them with iterations that were spent on other models."""
+    """Rows by chance, some of them with iterations that were spent on other models, priced, unpriced or corrected."""
     chance = random.Random(7)
     store = Store(tmp_path / "usage.db", "normal", "abc")
     for number in range(300):
@@ -45,7 +45,8 @@ def ledger(tmp_path: Path) -> Path:
         one = record(number, moment, **counts, **more, total_tokens=sum(counts.values()))
         iterations = []
         if number % 10 == 0:
-            one.total_cost = "3"
+            one.total_cost = None if number % 40 == 20 else "3"
+            one.metadata = '{"_manually_updated":true}' if number % 40 == 30 else "{}"  # then its iterations are not it
             first = (counts["input_tokens"] // 2, counts["output_tokens"] // 2)
             rest = (counts["input_tokens"] - first[0], counts["output_tokens"] - first[1])
             iterations = [

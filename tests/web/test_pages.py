@@ -320,7 +320,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         record(21, days=60),
     )
     tool("archive", "--before", f"{NOW - timedelta(days=25):%Y-%m-%d}", folder / "old.db", "--db", ledger)
-    zone = "Pacific/Kiritimati" if NOW.hour >= 12 else "Pacific/Pago_Pago"
+    zone = "Pacific/Kiritimati" if NOW.hour >= 10 else "Pacific/Pago_Pago"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TZ", zone)
         with serving(ledger) as pages:
