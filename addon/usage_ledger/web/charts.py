@@ -225,18 +225,20 @@ def _shares(part: Numbers, whole: Numbers) -> Numbers:
 
 def _by_model(spent: Iterable[Spent], names: Sequence[str], value: Callable[[Spent], float]) -> dict[str, Numbers]:
     place = {name: number for number, name in enumerate(names)}
-    series: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(names))
+    told = [each for each in spent if each.step in place]
     costs: dict[str, float] = defaultdict(float)
-    for each in spent:
-        if each.step in place:
-            series[each.model][place[each.step]] += value(each)
-            costs[each.model] += each.cost
-    ranked = sorted(series, key=lambda model: (-costs[model], model))  # so that a model has one colour everywhere
+    for each in told:
+        costs[each.model] += each.cost
+    ranked = sorted(costs, key=lambda model: (-costs[model], model))  # so that a model has one colour everywhere
+    series = {model: [0.0] * len(names) for model in ranked[:TOP]}
+    rest = [0.0] * len(names)
+    for each in told:
+        series.get(each.model, rest)[place[each.step]] += value(each)
     # What was taken out of a model leaves a trace of it, as binary fractions do.
-    rounded = {model: [round(number, 9) + 0.0 for number in series[model]] for model in ranked}
-    chosen: dict[str, Numbers] = {model: [*rounded[model]] for model in ranked[:TOP] if any(rounded[model])}
-    if rest := [rounded[model] for model in ranked[TOP:]]:
-        chosen[_apart(REST, ranked)] = [sum(numbers) for numbers in zip(*rest, strict=True)]
+    rounded = {model: [round(number, 9) + 0.0 for number in numbers] for model, numbers in series.items()}
+    chosen: dict[str, Numbers] = {model: [*numbers] for model, numbers in rounded.items() if any(numbers)}
+    if len(ranked) > TOP:
+        chosen[_apart(REST, ranked)] = [round(number, 9) + 0.0 for number in rest]
     return chosen
 
 
