@@ -1,6 +1,7 @@
-"""What the README shows of the command line, made by the commands themselves: `./scripts/reference` writes it anew.
+"""What the handbook shows of commands and columns, made by these themselves: `./scripts/reference` writes it anew.
 
-That is each command's `--help`, and what `inspect` says of the sample that the README walks through.
+That is each command's `--help`, what `inspect` says of the sample that the handbook walks through, and the columns of a
+row.
 """
 
 import os
@@ -13,9 +14,12 @@ from pathlib import Path
 import click
 from usage_ledger.cli.main import main
 
-README = Path(__file__).parent.parent / "README.md"
+from scripts.dictionary import dictionary
+
+HANDBOOK = Path(__file__).parent.parent / "HANDBOOK.md"
 BEGIN, END = "<!-- reference: made by ./scripts/reference -->\n", "<!-- end of reference -->\n"
 SHOWN, SHOWN_END = "<!-- inspected: made by ./scripts/reference -->\n", "<!-- end of inspected -->\n"
+COLUMNS, COLUMNS_END = "<!-- columns: made by ./scripts/reference -->\n", "<!-- end of columns -->\n"
 WIDTH = 100
 SAMPLE = ("inspect", "data/flows/client-left-mid-stream.mitm", "--events")
 
@@ -40,7 +44,7 @@ def commands(
 
 
 def reference() -> str:
-    """The reference as it stands in the README."""
+    """The reference as it stands in the handbook."""
     parts = []
     for name, command, context in commands(main, "usage-ledger"):
         text = command.get_help(context).strip()
@@ -57,22 +61,24 @@ def inspected() -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             check=True,
-            cwd=README.parent,
+            cwd=HANDBOOK.parent,
             env={**os.environ, **nowhere},
         )
     return f"```\n$ usage-ledger {' '.join(SAMPLE)}\n{done.stdout.decode()}```\n"
 
 
-def replaced(readme: str) -> str:
-    """The README with what the commands say made anew."""
-    for begin, end, made in ((BEGIN, END, reference), (SHOWN, SHOWN_END, inspected)):
-        before, rest = readme.split(begin)
+def replaced(handbook: str) -> str:
+    """The handbook with what the commands and the schema say made anew."""
+    made = ((BEGIN, END, reference), (SHOWN, SHOWN_END, inspected), (COLUMNS, COLUMNS_END, dictionary))
+    for begin, end, make in made:
+        before, rest = handbook.split(begin)
         _, after = rest.split(end)
-        readme = f"{before}{begin}\n{made()}\n{end}{after}"
-    return readme
+        handbook = f"{before}{begin}\n{make()}\n{end}{after}"
+    return handbook
 
 
 if __name__ == "__main__":
-    written = README.read_text(encoding="utf-8")
-    README.write_text(replaced(written), encoding="utf-8")
-    print("README.md is as it was" if replaced(written) == written else "README.md is made anew", file=sys.stderr)
+    written = HANDBOOK.read_text(encoding="utf-8")
+    made = replaced(written)
+    HANDBOOK.write_text(made, encoding="utf-8")
+    print("HANDBOOK.md is as it was" if made == written else "HANDBOOK.md is made anew", file=sys.stderr)
