@@ -18,8 +18,8 @@ from wcwidth import wcswidth
 
 FORMS = [["export", "--format", form] for form in ("csv", "json", "ndjson")]
 COMMANDS = [
-    *("archive", "backfill", "backup", "check", "close", "export", "fetch", "import", "inspect", "price", "pull"),
-    *("push", "reconcile", "redact", "review", "rows", "serve", "summary", "verify"),
+    *("addon", "archive", "backfill", "backup", "check", "close", "export", "fetch", "import", "inspect", "price"),
+    *("pull", "push", "reconcile", "redact", "review", "rows", "serve", "summary", "verify"),
 ]
 HELP = [["--help"], ["-h"], ["--version"], *([name, "--help"] for name in COMMANDS)]
 READING = [["rows"], *FORMS]

@@ -42,8 +42,8 @@ def _readers_may_leave(context: click.Context | None = None) -> Iterator[None]:
 COMMANDS = {
     name: f"usage_ledger.cli.{'import_' if name == 'import' else name}"
     for name in (
-        *("archive", "backfill", "backup", "check", "close", "export", "fetch", "import", "inspect", "price", "pull"),
-        *("push", "reconcile", "redact", "review", "rows", "serve", "summary", "verify"),
+        *("addon", "archive", "backfill", "backup", "check", "close", "export", "fetch", "import", "inspect", "price"),
+        *("pull", "push", "reconcile", "redact", "review", "rows", "serve", "summary", "verify"),
     )
 }
 """The commands, each with its module, in which it has the module's name; it is loaded once somebody asks for it."""
