@@ -1,14 +1,15 @@
 """Money: exact amounts, as text in the ledger and as sums of it."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from decimal import Decimal, Inexact
+from functools import reduce
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from usage_ledger.ledger.money import EXACT, as_amount, as_text, books, difference, register
+from usage_ledger.ledger.money import BOOKS, EXACT, Books, as_amount, as_text, books, difference, register, units
 
 AMOUNTS = st.decimals(min_value=0, max_value=10**12, allow_nan=False, allow_infinity=False, places=18)
 
@@ -75,13 +76,58 @@ def test_the_largest_amounts_can_be_added_a_billion_times() -> None:
     assert EXACT.add(EXACT.multiply(largest, Decimal(10**9)), largest) > largest
 
 
+def books_of(connection: sqlite3.Connection, rows: Iterable[tuple[int, object, int | None]]) -> Books:
+    """Add up rows of `subscription`, `cost` and `final`."""
+    connection.execute("CREATE TEMP TABLE rows (subscription, cost, final)")
+    connection.executemany("INSERT INTO rows VALUES (?, ?, ?)", rows)
+    told = connection.execute(f"SELECT {BOOKS} FROM (SELECT *, {units('cost')} AS units FROM rows)").fetchone()
+    connection.execute("DROP TABLE rows")
+    return books(*told)
+
+
 def test_books_tell_apart_what_is_billed_and_what_has_no_cost(connection: sqlite3.Connection) -> None:
     rows = [(0, "0.1", 1), (1, "0.2", 1), (0, None, 1), (0, b"\xff", 1), (1, None, 0), (0, None, None), (0, "1", None)]
-    connection.execute("CREATE TABLE rows (subscription, cost, final)")
-    connection.executemany("INSERT INTO rows VALUES (?, ?, ?)", rows)
-    told = connection.execute("SELECT books(subscription, CAST(cost AS BLOB), final) FROM rows").fetchone()[0]
-    assert books(told) == (Decimal("1.1"), Decimal("0.2"), 2, 1)
-    assert books(None) == (0, 0, 0, 0)
+    assert books_of(connection, rows) == (Decimal("1.1"), Decimal("0.2"), 2, 1)
+    assert books_of(connection, []) == Books() == (0, 0, 0, 0)
+
+
+def test_a_million_short_amounts_are_added_up_to_the_last_digit(connection: sqlite3.Connection) -> None:
+    """What SQLite adds up by itself: a sum of binary fractions would be off from the ninth decimal on."""
+    told = connection.execute(
+        f"""
+        WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1000000)
+        SELECT {BOOKS} FROM (
+            SELECT cost, {units("cost")} AS units, 0 AS subscription, 1 AS final
+            FROM (SELECT '9.' || printf('%010d', n) AS cost FROM n)
+        )
+        """
+    ).fetchone()
+    assert told[2] is None
+    assert books(*told).billed == 9_000_000 + Decimal(1_000_000 * 1_000_001 // 2).scaleb(-10)
+
+
+NEARLY_AMOUNTS = st.one_of(
+    AMOUNTS.map(str),
+    st.decimals(min_value=0, max_value="9.9999999999", places=10).map(as_text),
+    st.text("0123456789.e-+ \0\n\u0661", max_size=16),
+    st.builds(lambda number, rest: f"{number:.10g}{rest}", st.floats(0, 11), st.text("0.eE5 \0\n", max_size=3)),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.none() | NEARLY_AMOUNTS | st.binary(), st.sampled_from([0, 1, None]))))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # a table that is made anew
+def test_what_sqlite_adds_up_is_what_python_would(
+    connection: sqlite3.Connection, rows: list[tuple[int, object, int | None]]
+) -> None:
+    amounts = [(subscription, as_amount(cost), final) for subscription, cost, final in rows]
+    billed = [amount for subscription, amount, _ in amounts if amount is not None and not subscription]
+    listed = [amount for subscription, amount, _ in amounts if amount is not None and subscription]
+    assert books_of(connection, rows) == Books(
+        reduce(EXACT.add, billed, Decimal(0)),
+        reduce(EXACT.add, listed, Decimal(0)),
+        unpriced=sum(amount is None and final == 1 for _, amount, final in amounts),
+        unsettled=sum(amount is None and final == 0 for _, amount, final in amounts),
+    )
 
 
 @pytest.mark.parametrize(

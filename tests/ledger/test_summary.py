@@ -87,6 +87,15 @@ def test_by_model_an_advisors_tokens_and_cost_stand_under_the_advisors_model(tmp
     assert (opus.counts["thinking_tokens"], sonnet.counts["thinking_tokens"]) == (0, 2)
 
 
+def test_a_request_is_one_of_a_models_however_many_iterations_that_model_has(tmp_path: Path) -> None:
+    models = [None, "opus", "sonnet", "opus", "haiku"]
+    iterations = [IterationRow("a", place, "message", model, 1, input_tokens=1) for place, model in enumerate(models)]
+    ledger = fill(
+        tmp_path / "usage.db", entry("a", *iterations, model="sonnet", input_tokens=5), entry("b", model="opus")
+    )
+    assert told(summary(ledger, "model"), "input_tokens") == [("haiku", 1, 1), ("opus", 2, 2), ("sonnet", 1, 2)]
+
+
 def test_by_anything_else_a_request_is_one(tmp_path: Path) -> None:
     ledger = fill(tmp_path / "usage.db", advised(account_id="x"))
     assert told(summary(ledger, "account"), "input_tokens") == [("x", 1, 30)]

@@ -104,7 +104,7 @@ def _plus(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
     return plus(one or _NOTHING, {**_NOTHING, **told})
 
 
-_NOTHING: dict[str, Any] = Sums((), 0, 0, dict.fromkeys(COUNT_COLUMNS, 0), money.books(None)).fields()
+_NOTHING: dict[str, Any] = Sums((), 0, 0, dict.fromkeys(COUNT_COLUMNS, 0), money.Books()).fields()
 
 
 def closed_until(reader: Reader) -> str | None:

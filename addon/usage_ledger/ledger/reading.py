@@ -324,11 +324,11 @@ class Reader:
         """Add up what the rows that match cost."""
         where, values = filters.where()
         found = self.connection.execute(
-            f"SELECT books(credential_kind IS 'oauth', CAST(total_cost AS BLOB), {FINAL}) "
-            f"FROM {self.table()} WHERE {where}",
+            f"SELECT {money.BOOKS} FROM (SELECT total_cost AS cost, {money.units('total_cost')} AS units, "
+            f"credential_kind IS 'oauth' AS subscription, {FINAL} AS final FROM {self.table()} WHERE {where})",
             values,
         ).fetchone()
-        return money.books(found[0])
+        return money.books(*found)
 
     def table(self, name: str = "usage_records", columns: Sequence[str] = COLUMNS) -> str:
         """Return the table to select from, with a NULL for each column that an older ledger does not have.

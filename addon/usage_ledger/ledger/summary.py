@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger.filters import CORRECTED, FINAL, Filters
-from usage_ledger.ledger.money import EXACT, Books, as_text, books
+from usage_ledger.ledger.money import BOOKS, EXACT, Books, as_text, books, units
 from usage_ledger.ledger.reading import Reader
 
 _OF_ITERATIONS = (
@@ -104,20 +104,22 @@ def summarize(
     connection = reader.connection
     _register(connection, zone)
     where, values = filters.where()
-    where = f"{where} AND {condition}"
-    iterations = reader.table("usage_iterations", ("total_cost",))
-    source = _parts(reader.table(), iterations, where) if "model" in by else _rows(reader.table(), where)
-    counts = ", ".join(f"sum({name})" for name in COUNTS)
     told = GROUPS if zone is not None else GROUPS | _OF_UTC
-    keys = ", ".join(f"{told[name]} AS key_{place}" for place, name in enumerate(by))
-    order = ", ".join(f"key_{place}" for place, _ in enumerate(by))
+    keys = ", ".join(f"key_{place}" for place, _ in enumerate(by))
+    shown = f"{keys}, " if by else ""
+    parts = _split(reader.table("usage_iterations", ("total_cost",)), by) if "model" in by else _whole(shown)
     found = connection.execute(
         f"""
-        WITH {source}
-        SELECT {keys}{", " if by else ""}{"count(DISTINCT id)" if "model" in by else "count(*)"},
-            coalesce(sum(requires_manual_review), 0),
-            books(credential_kind IS 'oauth', CAST(cost AS BLOB), final), {counts}
-        FROM parts {f"GROUP BY {order} ORDER BY {order}" if by else ""}
+        WITH chosen AS NOT MATERIALIZED (
+            SELECT {"".join(f"{told[name]} AS key_{place}, " for place, name in enumerate(by))}
+                id, model, requires_manual_review, {", ".join(COUNTS)}, total_cost, {units("total_cost")} AS units,
+                credential_kind IS 'oauth' AS subscription, {FINAL} AS final, {CORRECTED} AS corrected
+            FROM {reader.table()} WHERE {where} AND {condition}
+        ),
+        {parts}
+        SELECT {shown} coalesce(sum(request), 0), coalesce(sum(requires_manual_review), 0), {BOOKS},
+            {", ".join(f"coalesce(sum({name}), 0)" for name in COUNTS)}
+        FROM parts {f"GROUP BY {keys} ORDER BY {keys}" if by else ""}
         """,
         values,
     )
@@ -125,57 +127,53 @@ def summarize(
 
 
 def _sums(row: tuple[Any, ...], keys: int) -> Sums:
-    requests, flagged, told, *counts = row[keys:]
-    counted = dict(zip(COUNTS, (count or 0 for count in counts), strict=True))
-    return Sums(row[:keys], requests, flagged, counted, books(told))
+    requests, flagged, billed, subscription, others, *counts = row[keys:]
+    told = books(billed, subscription, others)
+    return Sums(row[:keys], requests, flagged, dict(zip(COUNTS, counts, strict=True)), told)
 
 
-_FROM_ROWS = (
-    *("id", "occurred_at", "account_id", "api_key_hint", "tag", "session_id", "workspace_id", "service_tier", "host"),
-    "metadata",
-)
-_SAID = f"credential_kind, requires_manual_review, {FINAL} AS final"
+def _whole(keys: str) -> str:
+    """SQL for rows as they are. The LIMIT makes SQLite work out each row's values once, and not for each sum."""
+    names = f"requires_manual_review, {', '.join(COUNTS)}, total_cost AS cost, units, subscription, final"
+    return f"parts AS (SELECT {keys} 1 AS request, {names} FROM chosen LIMIT -1)"
 
 
-def _rows(table: str, where: str) -> str:
-    """SQL for rows as they are."""
-    names = ", ".join((*_FROM_ROWS, "model", *_OF_ITERATIONS, *_OF_ROWS))
-    return f"parts AS (SELECT {names}, total_cost AS cost, {_SAID} FROM {table} WHERE {where})"
-
-
-def _parts(table: str, iterations: str, where: str) -> str:
+def _split(iterations: str, by: Sequence[str]) -> str:
     """SQL for rows, of which those whose iterations are what is billed are told apart into these.
 
     What such a row has beside its iterations (web searches, its flag, its place among the requests) stays with the row.
+    Among the requests of another model it is counted once, with the first iteration of that model.
     """
-    row, counts = ", ".join(_FROM_ROWS), ", ".join(_OF_ITERATIONS)
-    own = ", ".join(f"chosen.{name}" for name in _FROM_ROWS)
+    keys = [f"key_{place}" for place, _ in enumerate(by)]
+    of_iteration = ["coalesce(i.model, chosen.model)" if name == "model" else keys[n] for n, name in enumerate(by)]
     return f"""
-        chosen AS (
-            SELECT {row}, model, {counts}, {", ".join(_OF_ROWS)}, total_cost, {_SAID} FROM {table} WHERE {where}
-        ),
         counted AS (
             SELECT record_id, money_sum(CAST(total_cost AS BLOB)) AS cost,
                 {", ".join(f"sum({name}) AS {name}" for name in _TOTAL)}
             FROM {iterations} WHERE billed = 1 GROUP BY record_id
         ),
-        split AS (
-            SELECT id, cost FROM chosen JOIN counted ON counted.record_id = chosen.id
+        split AS MATERIALIZED (
+            SELECT id, cost FROM counted JOIN chosen ON chosen.id = counted.record_id
             WHERE {" AND ".join(f"chosen.{name} = counted.{name}" for name in _TOTAL)}
-                AND {" + ".join(f"counted.{name}" for name in _TOTAL)} > 0 AND NOT {CORRECTED}
+                AND {" + ".join(f"counted.{name}" for name in _TOTAL)} > 0 AND NOT corrected
         ),
         parts AS (
-            SELECT {row}, model, {counts}, {", ".join(_OF_ROWS)}, total_cost AS cost,
-                credential_kind, requires_manual_review, final
+            SELECT {", ".join(keys)}, 1 AS request, requires_manual_review, {", ".join(COUNTS)},
+                total_cost AS cost, units, subscription, final
             FROM chosen WHERE id NOT IN (SELECT id FROM split)
             UNION ALL
-            SELECT {own}, chosen.model, {", ".join("0" for _ in _OF_ITERATIONS)}, {", ".join(_OF_ROWS)},
-                money_difference(CAST(total_cost AS BLOB), split.cost), credential_kind, requires_manual_review, final
-            FROM chosen JOIN split USING (id)
+            SELECT {", ".join(keys)}, 1, requires_manual_review,
+                {", ".join("0" for _ in _OF_ITERATIONS)}, {", ".join(_OF_ROWS)},
+                money_difference(CAST(total_cost AS BLOB), split.cost), NULL, subscription, final
+            FROM split JOIN chosen USING (id)
             UNION ALL
-            SELECT {own}, coalesce(i.model, chosen.model), {", ".join(f"i.{name}" for name in _OF_ITERATIONS)},
-                {", ".join("0" for _ in _OF_ROWS)}, i.total_cost, credential_kind, 0, NULL
-            FROM chosen JOIN split USING (id) JOIN {iterations} AS i ON i.record_id = chosen.id AND i.billed = 1
+            SELECT {", ".join(of_iteration)}, i.model <> chosen.model AND NOT EXISTS (
+                    SELECT 1 FROM {iterations} AS earlier WHERE earlier.record_id = i.record_id
+                        AND earlier.position < i.position AND earlier.billed = 1 AND earlier.model = i.model
+                ), 0,
+                {", ".join(f"i.{name}" for name in _OF_ITERATIONS)}, {", ".join("0" for _ in _OF_ROWS)},
+                i.total_cost, {units("i.total_cost")}, subscription, NULL
+            FROM split JOIN chosen USING (id) JOIN {iterations} AS i ON i.record_id = chosen.id AND i.billed = 1
         )
     """
 
