@@ -6,20 +6,27 @@ file that is there whole or not at all.
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import batched, chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from usage_ledger.cli.options import Names, filters_from, own_pricer, with_filters, with_ledgers, with_prices
 from usage_ledger.cli.output import for_programs, progress, whole_file
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
-from usage_ledger.ledger.reading import open_for_reading
+from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.lines import AT_ONCE, Form, lines
+from usage_ledger.ledger.reading import Reader, open_for_reading
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a cell begins with that a spreadsheet takes for a formula, full-width forms included (OWASP, CSV injection)."""
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 @click.command()
@@ -76,15 +83,22 @@ def export(
         from usage_ledger.cli import focus  # which prices, and so takes its time to load
 
         names, pricer = focus.COLUMNS, own_pricer(price_path, dbs[0])
-    with open_for_reading(*dbs) as ledger:
-        found = focus.charges(ledger, chosen, pricer) if form == "focus" else ledger.rows(chosen, names)
+    with open_for_reading(*dbs) as ledger, ledger.snapshot():
+        if form == "focus":
+            found = _table(focus.charges(ledger, chosen, pricer), names)
+        elif form in _DELIMITERS:
+            found = _lines(ledger, chosen, names, _DELIMITERS[form])
+        else:
+            found = (_as_json if form == "json" else _as_ndjson)(ledger.rows(chosen, names), names)
         if output is None:
-            _write(found, names, form, for_programs())
+            for_programs().writelines(text for text, _ in found)
         elif any(_is_part_of(output, db) for db in dbs):
             raise click.ClickException(f"{output} is the ledger itself; name another file")
         else:
             with whole_file(output) as out, progress("writing", lambda: ledger.count(chosen)) as advance:
-                _write(_counted(found, advance), names, form, out)
+                for text, count in found:
+                    out.write(text)
+                    advance(count)
         left_out = ledger.books(chosen).unpriced if form == "focus" else 0
     if left_out:
         click.echo(f"{left_out:,} row(s) with final usage have no cost, and are left out; see price", err=True)
@@ -99,23 +113,23 @@ def _is_part_of(output: Path, db: Path) -> bool:
     )
 
 
-def _counted(rows: Iterable[tuple[Any, ...]], advance: Any) -> Iterator[tuple[Any, ...]]:
-    """Tell a progress bar of every thousandth row."""
-    for number, row in enumerate(rows, 1):
-        yield row
-        if number % 1_000 == 0:
-            advance(1_000)
+# Each form gives its text in pieces, with how many rows each is of.
 
 
-def _write(rows: Iterable[tuple[Any, ...]], names: Sequence[str], form: str, out: TextIO) -> None:
-    if form in ("csv", "tsv", "focus"):
-        lines = csv.writer(out, delimiter="\t" if form == "tsv" else ",", lineterminator="\r\n")
-        lines.writerow(names)
-        lines.writerows([safe(value) for value in row] for row in rows)
-    elif form == "json":
-        _write_json(rows, names, out)
-    else:
-        out.writelines(f"{line}\n" for line in _objects(rows, names))
+def _lines(ledger: Reader, chosen: Filters, names: Sequence[str], delimiter: str) -> Iterator[tuple[str, int]]:
+    form = Form(delimiter, FORMULA_STARTS, partial(_cells, delimiter=delimiter))
+    return chain([(_cells([names], delimiter), 0)], lines(ledger, chosen, names, form))
+
+
+def _table(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    yield _cells([names]), 0
+    yield from ((_cells(some), len(some)) for some in batched(rows, AT_ONCE))
+
+
+def _cells(rows: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="\r\n").writerows([safe(each) for each in row] for row in rows)
+    return out.getvalue()
 
 
 def safe(value: Any) -> Any:
@@ -123,12 +137,16 @@ def safe(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 
-def _write_json(rows: Iterable[tuple[Any, ...]], names: Sequence[str], out: TextIO) -> None:
+def _as_json(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> Iterator[tuple[str, int]]:
     before = "[\n"
-    for line in _objects(rows, names):
-        out.write(before + line)
+    for some in batched(_objects(rows, names), AT_ONCE):
+        yield before + ",\n".join(some), len(some)
         before = ",\n"
-    out.write("[]\n" if before == "[\n" else "\n]\n")
+    yield ("[]\n" if before == "[\n" else "\n]\n"), 0
+
+
+def _as_ndjson(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    return (("\n".join([*some, ""]), len(some)) for some in batched(_objects(rows, names), AT_ONCE))
 
 
 def _objects(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> Iterator[str]:

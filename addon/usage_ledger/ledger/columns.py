@@ -58,6 +58,18 @@ COLUMNS = (
     "writer",
 )
 
+NUMBER_COLUMNS = (
+    *COUNT_COLUMNS,
+    "stream",
+    "http_status",
+    "total_tokens",
+    "requires_manual_review",
+    "duration_ms",
+    "time_to_first_token_ms",
+    "response_bytes",
+)
+"""The columns that hold whole numbers; all others hold text."""
+
 ITERATION_COLUMNS = (
     "record_id",
     "position",

@@ -207,6 +207,31 @@ class Reader:
             filters = dataclasses.replace(filters, since=None)  # else SQLite begins each page from there
             yield [row[:-2] for row in page]
 
+    def select(self, filters: Filters, expressions: Sequence[str], size: int) -> Iterator[list[tuple[bytes, ...]]]:
+        """Return SQL expressions of this package over the rows that match, oldest first, `size` rows at a time.
+
+        Values are None or bytes: turning text into Python's takes its time.
+        """
+        told = ", ".join(f"CAST({each} AS BLOB)" for each in expressions)
+        where, values = filters.where()
+        found = self.connection.execute(
+            f"SELECT {told} FROM {self.table()} WHERE {where} ORDER BY occurred_at, id", values
+        )
+        return iter(lambda: found.fetchmany(size), [])
+
+    def row(self, row_id: bytes, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return the row with an id (as it is in the file), as `rows` would."""
+        names = ", ".join(f'"{name}"' for name in columns)
+        found = self.connection.execute(f"SELECT {names} FROM {self.table()} WHERE id = CAST(? AS TEXT)", (row_id,))
+        return [_plain(row) for row in found]
+
+    def is_typed(self) -> bool:
+        """Whether SQLite saw to it that columns of text have text in them, and those of numbers whole numbers."""
+        found = self.connection.execute(
+            "SELECT min(strict) FROM pragma_table_list WHERE name = 'usage_records' AND type = 'table'"
+        )
+        return bool(found.fetchone()[0])
+
     def count(self, filters: Filters, condition: str = "true") -> int:
         """Return how many rows match and fulfil an SQL condition of this package."""
         where, values = filters.where()
