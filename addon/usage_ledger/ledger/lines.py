@@ -12,7 +12,7 @@ from usage_ledger.ledger.columns import JSON_COLUMNS, NUMBER_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.reading import Reader, as_utf8
 
-AT_ONCE = 256
+AT_ONCE = 128
 """Rows that are looked at together: to look at each by itself takes longer than to read it."""
 
 
@@ -39,10 +39,8 @@ def lines(reader: Reader, filters: Filters, columns: Sequence[str], form: Form) 
     def told(rows: Sequence[tuple[bytes, ...]]) -> str:
         if _are_plain(rows, widths, form):
             return as_utf8(b"".join([join(row[1:]) + b"\r\n" for row in rows]))
-        if len(rows) == 1:
-            return form.write(reader.row(rows[0][0], columns))
-        half = len(rows) // 2
-        return told(rows[:half]) + told(rows[half:])
+        cells = reader.having_id([row[0] for row in rows if not _are_plain([row], widths, form)], columns)
+        return "".join([form.write([cells[row[0]]]) if row[0] in cells else told([row]) for row in rows])
 
     return ((told(rows), len(rows)) for rows in reader.select(filters, ("id", *parts), AT_ONCE))
 

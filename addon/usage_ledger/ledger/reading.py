@@ -219,11 +219,14 @@ class Reader:
         )
         return iter(lambda: found.fetchmany(size), [])
 
-    def row(self, row_id: bytes, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Return the row with an id (as it is in the file), as `rows` would."""
+    def having_id(self, ids: Sequence[bytes], columns: Sequence[str]) -> dict[bytes, tuple[Any, ...]]:
+        """Return the rows that have one of these ids, under their ids as in the file, with values as in `rows`."""
         names = ", ".join(f'"{name}"' for name in columns)
-        found = self.connection.execute(f"SELECT {names} FROM {self.table()} WHERE id = CAST(? AS TEXT)", (row_id,))
-        return [_plain(row) for row in found]
+        marks = ", ".join("CAST(? AS TEXT)" for _ in ids)
+        found = self.connection.execute(
+            f"SELECT CAST(id AS BLOB), {names} FROM {self.table()} WHERE id IN ({marks})", ids
+        )
+        return {row_id: _plain(tuple(row)) for row_id, *row in found}
 
     def is_typed(self) -> bool:
         """Whether SQLite saw to it that columns of text have text in them, and those of numbers whole numbers."""
