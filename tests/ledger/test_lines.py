@@ -16,6 +16,7 @@ from usage_ledger.cli.export import FORMULA_STARTS, safe
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS, NUMBER_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.lines import AT_ONCE, Form, lines
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader, open_for_reading
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
@@ -155,6 +156,19 @@ def test_a_row_that_changes_meanwhile_is_told_as_it_was(ledger: Path, reader: Re
         with closing(sqlite3.connect(ledger)) as connection, connection:
             connection.execute("DELETE FROM usage_records")
         assert list(found) == [("000001,'=1\r\n", 1)]
+
+
+def test_a_damaged_index_of_ids_is_an_error(ledger: Path) -> None:
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute(*row_of(1, {"tag": b"=1"}))
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = 1")
+        connection.execute(
+            "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master "
+            "WHERE name = 'usage_revisions_record_id') WHERE name = 'sqlite_autoindex_usage_records_1'"
+        )
+    with open_for_reading(ledger) as opened, pytest.raises(LedgerError, match="damaged"):
+        fast_and_slow(opened, COLUMNS, ",")
 
 
 def test_columns_of_numbers_are_those_of_the_schema(ledger: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from usage_ledger.ledger.columns import JSON_COLUMNS, NUMBER_COLUMNS
 from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader, as_utf8
 
 AT_ONCE = 128
@@ -28,6 +29,7 @@ def lines(reader: Reader, filters: Filters, columns: Sequence[str], form: Form) 
     """Return lines of the rows that match, oldest first, and how many they are, some at a time.
 
     To be read within a `snapshot` of the reader. What cannot be read at all fails here, and not at the first line.
+    Raises `LedgerError` where the ledger is damaged.
     """
     if len(columns) == 1 or not reader.is_typed():  # an empty line is special, as is a number in a column of text
         return ((form.write(some), len(some)) for some in batched(reader.rows(filters, columns), AT_ONCE))
@@ -39,7 +41,10 @@ def lines(reader: Reader, filters: Filters, columns: Sequence[str], form: Form) 
     def told(rows: Sequence[tuple[bytes, ...]]) -> str:
         if _are_plain(rows, widths, form):
             return as_utf8(b"".join([join(row[1:]) + b"\r\n" for row in rows]))
-        cells = reader.having_id([row[0] for row in rows if not _are_plain([row], widths, form)], columns)
+        special = [row[0] for row in rows if not _are_plain([row], widths, form)]
+        cells = reader.having_id(special, columns)
+        if len(cells) < len(special):
+            raise LedgerError("cannot find rows by their ids: the ledger is damaged; see verify, and restore a backup")
         return "".join([form.write([cells[row[0]]]) if row[0] in cells else told([row]) for row in rows])
 
     return ((told(rows), len(rows)) for rows in reader.select(filters, ("id", *parts), AT_ONCE))
