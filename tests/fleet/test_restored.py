@@ -123,6 +123,45 @@ def test_books_that_were_restored_take_no_better_value_away(
     assert stored(restored, *columns) == stored(dsn, *columns)
 
 
+def test_what_was_made_from_anothers_word_gives_way_to_it_only_where_that_is_said(
+    proxy: Path, desk: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    """The books were restored to what the desk had said; what the proxy has made of it since is newer, or it is not."""
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    sql(desk, "UPDATE usage_records SET tag = 'x'")
+    run("push", dsn, "--db", desk, "--source", "desk")
+    run("pull", dsn, "--db", proxy)
+    restored = postgres.copy_of(dsn)
+    run("price", "--db", proxy)
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    for name in ("push", "pull"):
+        done = run(name, restored, "--db", proxy, code=1)
+        assert f"row {record(1).id} was changed here and in the books" in done.stderr
+    run("pull", restored, "--db", proxy, "--prefer", "ours")
+    run("push", restored, "--db", proxy, "--source", "web-1")
+    assert stored(restored, "tag", "total_cost::text") == [("x", "0.000666")]
+
+
+def test_a_desk_that_only_pulls_takes_nothing_back_from_books_that_were_restored(
+    proxy: Path, desk: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    """It knows a later version of the row; once the proxy has pushed once more, both say the same."""
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    restored = postgres.copy_of(dsn)
+    run("price", "--db", proxy)
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    done = run("pull", restored, "--db", desk, code=1)
+    assert f"row {record(1).id} was changed here and in the books" in done.stderr
+    assert rows_of(desk)[0]["total_cost"] == "0.000666"
+    run("push", restored, "--db", proxy, "--source", "web-1")
+    assert run("pull", restored, "--db", desk).stderr == ""
+    assert rows_of(desk)[0]["total_cost"] == "0.000666"
+
+
 def test_what_only_the_trail_says_is_pushed_once_more_too(ledger: Path, postgres: Postgres, dsn: str, run: Run) -> None:
     fill(ledger, record(2))
     run("push", dsn, "--db", ledger)
