@@ -317,6 +317,17 @@ def test_a_new_price_for_a_row_that_another_ledger_has_as_well_reaches_the_books
     assert costs(dsn) == [("0.000054",)]
 
 
+def test_a_new_price_that_was_not_pushed_yet_is_no_conflict_with_what_was_pushed_from_here(
+    proxy: Path, dsn: str, run: Run
+) -> None:
+    fill(proxy, record(1))
+    run("push", dsn, "--db", proxy)
+    priced(run, proxy, "2")
+    assert run("pull", dsn, "--db", proxy).stderr == ""
+    run("push", dsn, "--db", proxy)
+    assert costs(dsn) == [("0.000108",)]
+
+
 def test_a_price_beside_an_edit_by_sql_is_a_conflict(proxy: Path, dsn: str, run: Run) -> None:
     fill(proxy, record(1))
     run("push", dsn, "--db", proxy)
