@@ -64,29 +64,35 @@ class Proxy:
             *(("-s", str(script)) if script else ()),
             *arguments,
         ]
-        self.process = self._start(command)
-        threading.Thread(target=self._listen_to_log, daemon=True).start()
+        self._start(command)
 
-    def _start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
+    def _start(self, command: Sequence[str]) -> None:
         """Start the process on a thread: Ctrl-C in the midst of it would leave one that nobody knows of."""
-        with ThreadPoolExecutor(1) as pool:
-            started = pool.submit(
-                subprocess.Popen,
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+        started: list[subprocess.Popen[str]] = []
+
+        def start() -> None:
+            started.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    encoding="utf-8",
+                    errors="replace",
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+                )
             )
-            try:
-                return started.result()
-            except BaseException:
-                self.process = started.result()
+
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(start).result()
+            (self.process,) = started
+            threading.Thread(target=self._listen_to_log, daemon=True).start()
+        except BaseException:
+            for self.process in started:
                 self.stop()
-                raise
+            raise
 
     def __enter__(self) -> "Proxy":
         try:

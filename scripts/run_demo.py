@@ -76,51 +76,47 @@ EXCHANGES: tuple[tuple[str, Callable[[anthropic.Anthropic], str]], ...] = (
 )
 
 
-def main() -> int:
+def main(folder: Path) -> int:
+    """Run the demo, with all that it makes in a folder."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="usage-ledger-demo-") as name:
-        folder = Path(name)
-        ledger, capture, table = folder / "usage.db", folder / "capture.mitm", folder / "usage.csv"
-        with FakeConsole() as console, Proxy(console.address, ledger, "-w", str(capture)) as proxy:
-            say(f"mitmdump -s addon/usage.py listens at {proxy.address}, the fake Console at {console.address}")
-            say()
-            client = anthropic.Anthropic(
-                api_key=KEYS["R2D"],
-                base_url=proxy.address,
-                max_retries=0,
-                timeout=20,
-            )
-            for title, exchange in EXCHANGES:
-                try:
-                    outcome = exchange(client)
-                except Exception as error:  # noqa: BLE001 - a broken stream raises what the HTTP library likes
-                    outcome = f"{type(error).__name__}"
-                say(f"  {title:<30} {outcome}")
-            client.close()
-            proxy.wait_for_line("client_disconnected")
-            received = console.received.total()
-            wait_until(lambda: len(console.served) == received)  # the Console has noticed that the client left
-            served = list(console.served)
-        rows = rows_of(ledger)
+    ledger, capture, table = folder / "usage.db", folder / "capture.mitm", folder / "usage.csv"
+    with FakeConsole() as console, Proxy(console.address, ledger, "-w", str(capture)) as proxy:
+        say(f"mitmdump -s addon/usage.py listens at {proxy.address}, the fake Console at {console.address}")
         say()
-        say(
-            f"$ usage-ledger rows          # {received} requests reached the Console, "
-            f"{len(rows)} rows are in the ledger"
+        client = anthropic.Anthropic(
+            api_key=KEYS["R2D"],
+            base_url=proxy.address,
+            max_retries=0,
+            timeout=20,
         )
-        tool("rows", "--db", str(ledger))
-        say()
-        say("$ usage-ledger export > usage.csv")
-        table.write_text(tool_output("export", "--db", str(ledger)), encoding="utf-8")
-        say(f"  {len(table.read_text(encoding='utf-8').splitlines()) - 1} rows, {table.stat().st_size} bytes")
-        say()
-        say("$ mitmdump -nr capture.mitm -s addon/usage.py")
-        replay(capture, ledger)
-        same = rows_of(ledger) == rows
-        say(f"  the replay {'changed nothing' if same else 'CHANGED THE LEDGER'}")
-        if len(sys.argv) > 2 and sys.argv[1] == "--save":
-            save(capture, Path(sys.argv[2]))
-        matches = reconcile(ledger, served)
-        return 0 if same and matches and len(rows) == received == len(EXCHANGES) else 1
+        for title, exchange in EXCHANGES:
+            try:
+                outcome = exchange(client)
+            except Exception as error:  # noqa: BLE001 - a broken stream raises what the HTTP library likes
+                outcome = f"{type(error).__name__}"
+            say(f"  {title:<30} {outcome}")
+        client.close()
+        proxy.wait_for_line("client_disconnected")
+        received = console.received.total()
+        wait_until(lambda: len(console.served) == received)  # the Console has noticed that the client left
+        served = list(console.served)
+    rows = rows_of(ledger)
+    say()
+    say(f"$ usage-ledger rows          # {received} requests reached the Console, {len(rows)} rows are in the ledger")
+    tool("rows", "--db", str(ledger))
+    say()
+    say("$ usage-ledger export > usage.csv")
+    table.write_text(tool_output("export", "--db", str(ledger)), encoding="utf-8")
+    say(f"  {len(table.read_text(encoding='utf-8').splitlines()) - 1} rows, {table.stat().st_size} bytes")
+    say()
+    say("$ mitmdump -nr capture.mitm -s addon/usage.py")
+    replay(capture, ledger)
+    same = rows_of(ledger) == rows
+    say(f"  the replay {'changed nothing' if same else 'CHANGED THE LEDGER'}")
+    if len(sys.argv) > 2 and sys.argv[1] == "--save":
+        save(capture, Path(sys.argv[2]))
+    matches = reconcile(ledger, served)
+    return 0 if same and matches and len(rows) == received == len(EXCHANGES) else 1
 
 
 def reconcile(ledger: Path, served: list[Served]) -> bool:
@@ -180,9 +176,11 @@ def run() -> int:
         stopped = True
         raise StoppedError
 
-    signal.signal(signal.SIGINT, stop)
     try:
-        return main()
+        with tempfile.TemporaryDirectory(prefix="usage-ledger-demo-") as name:
+            tempfile.tempdir = name  # so that what is half-made when Ctrl-C comes goes with the rest
+            signal.signal(signal.SIGINT, stop)
+            return main(Path(name))
     except BaseException:
         if stopped:
             return 130

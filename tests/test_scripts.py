@@ -48,7 +48,7 @@ def test_a_demo_that_is_interrupted_leaves_no_process_and_no_file(tmp_path: Path
     if when == "once it listens":
         assert "listens at" in demo.stdout.readline()
     else:
-        wait_until(lambda: list(tmp_path.glob("mitmproxy-*")))
+        wait_until(lambda: list(tmp_path.glob("*/mitmproxy-*")))
     os.killpg(demo.pid, signal.SIGINT)
     demo.wait(30)
     demo.stdout.close()
