@@ -230,6 +230,24 @@ def test_a_correction_of_a_correction_is_no_conflict(proxy: Path, desk: Path, ds
     assert "all is well" in run("verify", "--db", proxy).stdout
 
 
+@pytest.mark.parametrize(("here", "there"), [(1000, 2000), (2000, 1000)])
+@pytest.mark.parametrize("state", ["partial", "missing"])
+def test_of_two_corrections_neither_is_worth_more_whatever_the_row_was(
+    proxy: Path, desk: Path, dsn: str, run: Run, state: str, here: int, there: int
+) -> None:
+    """The larger of two corrections is no better bound."""
+    fill(proxy, record(1, **FLAGGED | {"usage_state": state}))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    backfill(run, desk, 1, here)
+    backfill(run, proxy, 1, there)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    for name in ("push", "pull"):
+        done = run(name, dsn, "--db", proxy, code=1)
+        assert f"row {record(1).id} was changed here and in the books" in done.stderr
+    assert (shown(proxy, 1, "input_tokens"), stored(dsn, "input_tokens")) == ((there,), [(here,)])
+
+
 def test_a_correction_by_sql_that_two_ledgers_take_over_is_no_conflict(
     proxy: Path, desk: Path, dsn: str, run: Run
 ) -> None:

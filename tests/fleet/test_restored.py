@@ -1,8 +1,12 @@
 """Ledgers and books that are not what they were: restored from a backup, copied, or others."""
 
+import socket
 from pathlib import Path
 
 import pytest
+from usage_ledger.fleet.exchange import begin
+from usage_ledger.fleet.pushing import Pusher
+from usage_ledger.fleet.server import open_books
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.outbox import Pushes, open_outbox
 
@@ -281,3 +285,25 @@ def test_a_ledger_that_is_pushed_to_two_books_at_once_counts_on_neither(ledger: 
         with pytest.raises(LedgerError, match="with other books, came between; run it again"):
             first.acknowledge(batch)
         assert second.take(10, second.last()) == batch
+
+
+def test_a_ledger_whose_pushes_were_ended_twice_in_a_row_is_no_copy(ledger: Path, dsn: str, run: Run) -> None:
+    """Once before it heard that its batch was stored, and once before anything was."""
+    fill(ledger, record(1))
+    run("push", dsn, "--db", ledger)
+    fill(ledger, record(2))
+    with open_outbox(ledger) as outbox, open_books(dsn) as (connection, books):
+        begin(connection, books, outbox, print)
+        pusher = Pusher(outbox, connection, socket.gethostname())
+        outbox.acknowledge = broken  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="killed"):
+            list(pusher.push())
+    with open_outbox(ledger) as outbox, open_books(dsn) as (connection, books):
+        begin(connection, books, outbox, print)
+        outbox.begin_run()
+    run("push", dsn, "--db", ledger)
+    assert len(stored(dsn, "id")) == 2
+
+
+def broken(*_: object, **__: object) -> None:
+    raise OSError("killed")

@@ -37,6 +37,7 @@ def begin(
         outbox.start_over(there)
     elif there.batches > here.batches + 1 or there.run not in (None, here.run, outbox.state("run")):
         raise FleetError(f"the books have more of this ledger than it has pushed itself: {_RESTORED}")
+    outbox.recognize(there)
 
 
 def _wait_for_turn(connection: Connection, ledger: str, tell: Callable[[str], None]) -> None:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 from psycopg import sql
 
 from usage_ledger.fleet.schema import Connection
@@ -16,7 +15,7 @@ from usage_ledger.ledger.bounds import beyond
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.corrections import with_counts
 from usage_ledger.ledger.filters import Filters
-from usage_ledger.ledger.merging import Merged, Preference, Theirs, merge
+from usage_ledger.ledger.merging import Merged, Preference, Theirs, decoded, merge
 from usage_ledger.ledger.outbox import Outbox
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 
@@ -126,8 +125,8 @@ def _impossibility(theirs: Theirs) -> str | None:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(msgspec.json.decode(text), dict)
-    except (msgspec.DecodeError, RecursionError):
+        return isinstance(decoded(text), dict)
+    except (ValueError, RecursionError):
         return False
 
 

@@ -49,8 +49,9 @@ def _rank(row: str) -> str:
 
 
 def _worth(row: str) -> str:
-    """SQL for the worth of a row, to compare: of two lower bounds the larger one is worth more."""
-    return f"ROW({_rank(row)}, CASE WHEN {row}.usage_state = 'partial' THEN {row}.total_tokens ELSE 0 END)"
+    """SQL for the worth of a row, to compare, as `corrections.worth`: of two lower bounds the larger is worth more."""
+    is_bound = f"{row}.usage_state = 'partial' AND NOT {_says(row, '_manually_updated')}"
+    return f"ROW({_rank(row)}, CASE WHEN {is_bound} THEN {row}.total_tokens ELSE 0 END)"
 
 
 def _all(row: str) -> str:

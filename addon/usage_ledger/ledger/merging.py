@@ -246,11 +246,11 @@ def _plain(record: Record) -> dict[str, Any]:
     fields = _fields(record, COLUMNS)
     for name in JSON_COLUMNS:
         with contextlib.suppress(ValueError, RecursionError):
-            fields[name] = None if fields[name] is None else _decoded(fields[name])
+            fields[name] = None if fields[name] is None else decoded(fields[name])
     return fields
 
 
-def _decoded(text: str) -> Any:
+def decoded(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:  # of a number that no float can hold; PostgreSQL writes such a one another way

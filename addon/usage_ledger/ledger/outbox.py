@@ -216,6 +216,12 @@ class Outbox:
         """How many batches the other side has acknowledged, and in which run the last of them."""
         return Pushes(int(self.state("batches") or 0), self.state("stored_run"))
 
+    def recognize(self, there: "Pushes") -> None:
+        """Note whose batch is the last one there: it may be of a run that was ended before it heard so."""
+        if there.run is not None and there.run != self.pushes.run:
+            with self.editor.transaction():
+                self._set_state("stored_run", there.run)
+
     def begin_run(self) -> str:
         """Give what is pushed next a name (a UUID), before anything is sent: a copy of this ledger does not know it."""
         run = str(uuid.uuid4())
