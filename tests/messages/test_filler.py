@@ -8,7 +8,7 @@ import pytest
 from usage_ledger.messages import read_request
 from usage_ledger.messages.filler import fill_key, fill_request, fill_response, fill_text
 
-from tests.messages.filling import ANSWER, REQUEST, RESPONSE, filled, of, secret
+from tests.messages.filling import ANSWER, REQUEST, RESPONSE, filled, of, secret, told
 
 SHARED = [
     (fill_request, of(REQUEST)),
@@ -32,6 +32,17 @@ def test_no_secret_is_left_whatever_the_body_is_cut_to(fill: Callable[[bytes], b
         out = filled(piece, fill)
         assert b"Secr" not in out
         assert b"98765" not in out
+
+
+@pytest.mark.parametrize("name", ["sk-ant-api03-LEAKEDKEYLEAKEDKEY", "my secret prompt words", "Secret", "a" * 60])
+def test_no_text_is_left_that_stands_where_a_field_of_usage_has_its_name(name: str) -> None:
+    usage = {"input_tokens": 5, name: 1, "server_tool_use": {name: True, "web_search_requests": 1}}
+    body = json.dumps({"type": "message", "usage": usage}).encode()
+    result = fill_response(body)
+    assert name.encode() not in result
+    assert len(result) == len(body)
+    assert b'"web_search_requests": 1' in result
+    assert told(result) == told(body)
 
 
 def test_a_filled_request_is_a_request_of_the_same_shape() -> None:

@@ -114,10 +114,11 @@ def _flow_at(file: BinaryIO, place: int, size: int) -> tuple[flow.Flow, int]:
     begin, length = place + found.end(), int(found[1])
     if begin + length >= size:
         raise _UnreadableError("it breaks off" if begins else _NO_FLOWS)
+    file.seek(begin + length)
+    if file.read(1) != b"}":  # looked at first: a length that is none may claim gigabytes
+        raise _UnreadableError("it is damaged" if begins else _NO_FLOWS)
     file.seek(begin)
     state = file.read(length)
-    if file.read(1) != b"}":
-        raise _UnreadableError("it is damaged" if begins else _NO_FLOWS)
     end = begin + length + 1
     try:
         fields = tnetstring.parse(ord("}"), memoryview(state))

@@ -34,7 +34,7 @@ class _Zone(enum.Enum):
     MESSAGE = enum.auto()  # the `message` of an event: as ANSWER
     DELTA = enum.auto()  # the `delta` of an event: as PLAIN, and usage is kept
     PLAIN = enum.auto()  # known names, literals, the numbers and labels listed
-    USAGE = enum.auto()  # every name, number and literal, and the labels listed
+    USAGE = enum.auto()  # every name of a field, number and literal, and the labels listed
     COUNTS = enum.auto()  # usage that may have no end: its known names with their numbers, and the labels listed
     OPAQUE = enum.auto()  # nothing but structure
 
@@ -59,6 +59,9 @@ _LABELS = _USAGE_LABELS | {"role", "stop_reason", "category", "ttl", "media_type
 
 _USAGE_NAMES = _USAGE_LABELS | {"iterations"} | {name for path in COUNT_PATHS for name in path}
 """Fields of usage; in JSON that is broken nobody knows whether what stands behind them is usage still."""
+
+_FIELD = re.compile(r"[a-z][a-z0-9_]{0,47}")
+"""How the API names the fields of usage."""
 
 _OPAQUE = frozenset({"input", "input_schema", "metadata", "properties"})
 """Fields of the API whose inside is the caller's."""
@@ -237,8 +240,10 @@ def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes], usage: _Zone) 
 
 def _is_name(name: str, zone: _Zone) -> bool:
     """Whether a name in an object in `zone` is kept."""
-    if zone in (_Zone.USAGE, _Zone.OPAQUE):
-        return zone is _Zone.USAGE
+    if zone is _Zone.USAGE:
+        return _FIELD.fullmatch(name) is not None  # whatever the API adds, and no text that somebody put in its place
+    if zone is _Zone.OPAQUE:
+        return False
     return name in _NAMES or (zone is _Zone.COUNTS and name in _USAGE_NAMES)
 
 
