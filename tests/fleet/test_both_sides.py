@@ -1,13 +1,16 @@
 """What was changed on both sides: the better row stands, and of two that are worth the same none is lost unheard."""
 
+import json
 import socket
 from pathlib import Path
 
+import psycopg
 import pytest
 from usage_ledger.fleet import pushing
 from usage_ledger.fleet.exchange import begin
 from usage_ledger.fleet.pushing import Pusher
 from usage_ledger.fleet.server import open_books
+from usage_ledger.ledger import corrections
 from usage_ledger.ledger.outbox import open_outbox
 
 from scripts.real_postgres import query
@@ -228,6 +231,28 @@ def test_a_correction_of_a_correction_is_no_conflict(proxy: Path, desk: Path, ds
     assert shown(proxy, 1, "input_tokens") == (7,)
     assert comparable(proxy) == comparable(desk)
     assert "all is well" in run("verify", "--db", proxy).stdout
+
+
+def test_push_and_pull_agree_on_what_a_row_is_worth(dsn: str) -> None:
+    """The one decides in SQL and the other in Python; were they of two minds, one would undo what the other did."""
+    rows = [
+        record(1, usage_state=state, total_tokens=total, metadata=json.dumps(dict.fromkeys(marks, True)))
+        for state in ("complete", "none", "partial", "missing")
+        for marks in ((), ("_accepted",), ("_manually_updated",), ("_accepted", "_manually_updated"))
+        for total in (1, 2)
+    ]
+    with psycopg.connect(dsn) as connection:
+        connection.execute("CREATE TABLE r (n int, usage_state text, total_tokens bigint, metadata jsonb)")
+        for number, row in enumerate(rows):
+            told = [number, row.usage_state, row.total_tokens, row.metadata]
+            connection.execute("INSERT INTO r VALUES (%s, %s, %s, %s)", told)
+        more = connection.execute(f"SELECT a.n, b.n FROM r a, r b WHERE {pushing.worth('a')} > {pushing.worth('b')}")
+        assert set(more.fetchall()) == {
+            (one, other)
+            for one, first in enumerate(rows)
+            for other, second in enumerate(rows)
+            if corrections.worth(first) > corrections.worth(second)
+        }
 
 
 @pytest.mark.parametrize(("here", "there"), [(1000, 2000), (2000, 1000)])

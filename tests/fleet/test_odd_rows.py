@@ -29,6 +29,7 @@ ODD: dict[str, dict[str, object]] = {
     "a tab, a backslash, a line end": {"tag": "a\tb\\c\nd\re\\N"},
     "a cost that is no number": {"total_cost": "much"},
     "a cost below nothing": {"total_cost": "-1"},
+    "a cost of a hundred digits": {"total_cost": "9" * 100},
     "a count below nothing": {"output_tokens": -5},
     "a flag that is none": {"requires_manual_review": 7},
     "a state that is none": {"usage_state": "odd"},
@@ -45,6 +46,7 @@ ODD: dict[str, dict[str, object]] = {
 REASONS = {
     "a cost that is no number": "cannot be: total_cost is much",
     "a cost below nothing": "cannot be: total_cost is -1",
+    "a cost of a hundred digits": f"cannot be: total_cost is {'9' * 40}",
     "a count below nothing": "cannot be: output_tokens is -5",
     "a flag that is none": "cannot be: requires_manual_review is 7",
     "a state that is none": "cannot be: usage_state is 'odd'",

@@ -262,6 +262,12 @@ def test_without_the_extra_one_line_says_what_to_install(ledger: Path, tmp_path:
         assert done.stderr.count("\n") == 1
 
 
+def test_a_pause_of_no_time_is_refused(ledger: Path, dsn: str, run: Run) -> None:
+    fill(ledger, record(1))
+    done = run("push", dsn, "--db", ledger, "--follow", "--interval", "0s", code=2)
+    assert "--interval is no time at all" in done.stderr
+
+
 def test_the_password_may_come_from_the_environment_or_a_file(ledger: Path, tmp_path: Path, dsn: str, run: Run) -> None:
     fill(ledger, record(1))
     parts = psycopg.conninfo.conninfo_to_dict(dsn)

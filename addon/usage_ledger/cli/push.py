@@ -56,6 +56,8 @@ def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | No
     name = socket.gethostname() if source is None else source
     if not name.strip() or not name.isprintable() or len(name) > NAME_LIMIT:
         raise click.UsageError(f"--source {name!r} is no name")
+    if not interval:
+        raise click.UsageError("--interval is no time at all; give it a second or more")
     run = _Run(dsn, db, name, as_new)
     away_since: float | None = None
     pause = 1.0

@@ -3,7 +3,7 @@
 Room: fleet. Imports psycopg, the ledger and its neighbours. A batch goes by COPY into a staging table and from there by
 one statement into the books, in one transaction; only then is it acknowledged in the ledger. So a batch may go over the
 wire twice and is stored once. Promises that a row is never replaced by one of a worse state, nor one that somebody has
-edited there by a row that does not know of it, and that every correction that is not taken is told and waits on.
+edited there by a row that does not know of it, and that every change that is not taken is told and waits on.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def _rank(row: str) -> str:
     )
 
 
-def _worth(row: str) -> str:
+def worth(row: str) -> str:
     """SQL for the worth of a row, to compare, as `corrections.worth`: of two lower bounds the larger is worth more."""
     is_bound = f"{row}.usage_state = 'partial' AND NOT {_says(row, '_manually_updated')}"
     return f"ROW({_rank(row)}, CASE WHEN {is_bound} THEN {row}.total_tokens ELSE 0 END)"
@@ -60,12 +60,12 @@ def _all(row: str) -> str:
 
 _BASE = "(SELECT base FROM staged WHERE staged.id = excluded.id)"
 _SUCCEEDS = f"""
-    ((old.edited_at IS NULL AND old.ledger = excluded.ledger AND {_worth("excluded")} >= {_worth("old")})
+    ((old.edited_at IS NULL AND old.ledger = excluded.ledger AND {worth("excluded")} >= {worth("old")})
     OR old.version = {_BASE})
 """
 """The row there is an earlier one of this ledger's, or the one that this one was made from."""
 
-_BETTER = f"(old.edited_at IS NULL AND {_worth('excluded')} > {_worth('old')})"
+_BETTER = f"(old.edited_at IS NULL AND {worth('excluded')} > {worth('old')})"
 
 MERGE = f"""
     INSERT INTO usage_records AS old ({_ROW}, source, ledger)
@@ -81,8 +81,8 @@ MERGE = f"""
 CONFLICTS = f"""
     SELECT staged.id FROM staged JOIN usage_records AS old USING (id, occurred_at)
     WHERE {_all("staged")} IS DISTINCT FROM {_all("old")} AND (
-        ({_by_a_person("staged")} OR base IS NOT NULL OR is_changed) AND {_worth("staged")} >= {_worth("old")}
-        OR old.edited_at IS NOT NULL AND {_worth("staged")} > {_worth("old")}
+        ({_by_a_person("staged")} OR base IS NOT NULL OR is_changed) AND {worth("staged")} >= {worth("old")}
+        OR old.edited_at IS NOT NULL AND {worth("staged")} > {worth("old")}
     )
     ORDER BY staged.id
 """

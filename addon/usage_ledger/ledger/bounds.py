@@ -14,7 +14,7 @@ _STATES = ("complete", "none", "partial", "missing")
 
 
 def _is_no_cost(name: str) -> str:
-    return f"{name} IS NOT NULL AND ({name} GLOB '*[^0-9.]*' OR {name} = '')"
+    return f"{name} IS NOT NULL AND ({name} GLOB '*[^0-9.]*' OR {name} = '' OR length({name}) > 30)"
 
 
 BEYOND = (

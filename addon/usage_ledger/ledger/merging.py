@@ -84,7 +84,7 @@ class _Merge:
         here = {entry.record.id for entry in editor.without_archived([each.entry for each in theirs])}
         self._theirs = [each for each in theirs if each.entry.record.id in here]
         bases = outbox.versions([each.entry.record.id for each in theirs if each.entry.record.id not in here])
-        self._archived = tuple(sorted(bases))  # the others this ledger has pushed, and knows no version of
+        self._archived = tuple(sorted(bases))  # of the others nobody here knows whether they have changed
         ids = [each.entry.record.id for each in self._theirs]
         self._ours = {entry.record.id: entry for entry in entries_by(editor, "id", ids)}
         asked = (msgspec.json.encode(ids).decode(),)
@@ -126,8 +126,7 @@ class _Merge:
             "INSERT OR REPLACE INTO fleet_versions (record_id, version) VALUES (?, ?)",
             [(each.entry.record.id, each.version) for each in seen],
         )
-        told = [tuple(each.entry.record.id for each in some) for some in (conflicts, closed)]
-        return Merged(len(added), len(replaced), told[0], told[1], self._archived)
+        return Merged(len(added), len(replaced), _ids(conflicts), _ids(closed), self._archived)
 
     def _verdict(self, theirs: Theirs, ours: Entry) -> _Verdict:
         """Decide as push does (`pushing.MERGE`), so that what it leaves behind is told, and can be settled, here."""
@@ -221,6 +220,10 @@ def _iterations_changed(ours: Entry, theirs: Entry) -> tuple[dict[str, Any], dic
 
 def _costs_of_iterations(entry: Entry) -> list[Any]:
     return [each.total_cost for each in entry.iterations]
+
+
+def _ids(rows: Sequence[Theirs]) -> tuple[str, ...]:
+    return tuple(each.entry.record.id for each in rows)
 
 
 def _is_corrected_by_sql(theirs: Theirs, ours: Entry | None) -> bool:
