@@ -78,6 +78,7 @@ def test_generated_events_have_the_same_verdict_filled(stream: bytes, line_end: 
 @example(b'data: {"type":"content_block_delta","text":"a message_ b","usage":5\n\n')
 @example(b'{"content":"  ","stop_reason":"refusal","usage":{"output_tokens":5}}')
 @example(b'{"content":[{"input":{"usage":5}}')
+@example(b'{"usage":{"\x80input_tokens":9,"output_tokens":7},"stop_reason":"end_turn"}')
 @example(b'event: message_delta\ndata: {"usage":{"output_tokens":5},"delta":{"stop_reason":"end_turn"}} x\n\n')
 def test_whatever_is_broken_has_the_same_verdict_filled(body: bytes) -> None:
     assume(decoder_for("", body[:6]) is None)  # one that is still compressed is for the caller to decode

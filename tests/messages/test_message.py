@@ -153,6 +153,14 @@ CASES: dict[str, tuple[list[bytes], str]] = {
         [START, delta({"output_tokens": 20, "ratio": float("nan")}), STOP],
         "complete - 10 20",
     ),
+    "bytes that are no UTF-8 within a JSON answer's usage": (
+        [b'{"usage":{"input_tokens":10,"output_tokens":20,"a":"\xff"},"stop_reason":"end_turn"}'],
+        "complete - 10 20",
+    ),
+    "NaN as a count of a JSON answer": (
+        [b'{"usage":{"input_tokens":10,"output_tokens":NaN},"stop_reason":"end_turn"}'],
+        "partial malformed_usage 10 0",
+    ),
     "NaN as a count": ([START, delta({"output_tokens": float("nan")}), STOP], "partial malformed_usage 10 1"),
     "a refusal beside an event that cannot be read": (
         [START, b'data: {"usage":\n\n', delta({"output_tokens": 0}, "refusal", **REFUSED), STOP],

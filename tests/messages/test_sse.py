@@ -1,7 +1,7 @@
 """Server-sent events are read by the WHATWG rules, however the bytes are framed and cut into chunks."""
 
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from hypothesis import given
@@ -28,11 +28,18 @@ def read(chunks: Iterable[bytes], ends: bool = True) -> list[tuple[bytes, bytes]
 
 
 def read_behind(first: bytes, chunks: Iterable[bytes], ends: bool) -> list[tuple[bytes, bytes]]:
-    reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=lambda _event: bool(first))
-    events = [event for chunk in (first, *chunks) for event in reader.feed(chunk)]
+    events: list[Event] = []
+    reader = reading(events, lambda _event: bool(first))
+    for chunk in (first, *chunks):
+        reader.feed(chunk)
     if ends:
-        events += reader.finish()
+        reader.finish()
     return [(event.name, event.data) for event in events]
+
+
+def reading(events: list[Event], is_it: Callable[[Event], bool] = lambda _event: False) -> EventReader:
+    """Return a reader that tells `events` of what it finds."""
+    return EventReader(events.append, MARKERS, HINTS, once=b"content_block_delta", is_it=is_it)
 
 
 def test_each_marker_has_a_hint() -> None:
@@ -106,9 +113,11 @@ def test_what_is_looked_for_once_is_asked_about_until_it_is_found() -> None:
             asked.append(event.data[-1:])
             return event.data.endswith(b"2")
 
-        reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=is_it)
-        events = [event.data for chunk in chunks for event in reader.feed(chunk)]
-        assert (asked, events) == ([b"1", b"2"], [b"1", b"2"])
+        events: list[Event] = []
+        reader = reading(events, is_it)
+        for chunk in chunks:
+            reader.feed(chunk)
+        assert (asked, [event.data for event in events]) == ([b"1", b"2"], [b"1", b"2"])
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
@@ -147,12 +156,12 @@ def test_line_ends_make_no_difference(lines: list[bytes], data: st.DataObject) -
 @pytest.mark.parametrize("opening", [b"data: ", b"event: message_x\ndata: ", b"", b'data: {"usage":'])
 @pytest.mark.parametrize("size", [1000, 100_000, 1_000_000])
 def test_an_event_that_never_ends_is_held_in_bounded_memory(opening: bytes, size: int) -> None:
-    reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=lambda _event: False)
-    list(reader.feed(opening))
+    reader = reading([])
+    reader.feed(opening)
     chunk = b"x" * size
     tracemalloc.start()
     for _ in range(8_000_000 // size):
-        list(reader.feed(chunk))
+        reader.feed(chunk)
         assert len(reader._carry) <= EVENT_LIMIT + size
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -170,9 +179,11 @@ def test_the_event_after_a_huge_one_is_read(size: int, line_end: bytes) -> None:
 
 def test_a_huge_event_that_lacks_its_end_is_not_taken_for_a_whole_one() -> None:
     chunks = [A, b"event: message_x\ndata: ", *([b"x" * 10_000] * 60)]
-    reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=lambda _event: False)
-    events = [event for chunk in chunks for event in reader.feed(chunk)]
-    events += reader.finish()
+    events: list[Event] = []
+    reader = reading(events)
+    for chunk in chunks:
+        reader.feed(chunk)
+    reader.finish()
     assert [(event.name, event.truncated) for event in events] == [(b"message_a", False), (b"message_x", True)]
 
 
@@ -182,9 +193,11 @@ def test_a_huge_event_that_lacks_its_end_is_not_taken_for_a_whole_one() -> None:
 def test_a_marker_is_found_in_a_huge_event_wherever_it_is(place: int, ends: bytes, size: int) -> None:
     huge = b"event: odd\ndata: " + b"x" * place + b'"usage"' + b"x" * (EVENT_LIMIT * 2) + ends
     stream = A + huge + (B if ends else b"")
-    reader = EventReader(MARKERS, HINTS, once=b"content_block_delta", is_it=lambda _event: False)
-    events = [event for at in range(0, len(stream), size) for event in reader.feed(stream[at : at + size])]
-    events += reader.finish()
+    events: list[Event] = []
+    reader = reading(events)
+    for at in range(0, len(stream), size):
+        reader.feed(stream[at : at + size])
+    reader.finish()
     told = [(event.name, event.truncated) for event in events]
     assert told == [(b"message_a", False), (b"odd", True), *([(b"message_b", False)] if ends else [])]
 

@@ -15,6 +15,7 @@ FIELD_LIMIT = 64 * 1024
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _TEXT_OR_NO_NUMBER = re.compile(rb'"(?:[^"\\]++|\\.?+)*+"?+|(?<=[\s:\[,])(?:NaN|-?Infinity)(?=[\s,\]}])', re.DOTALL)
+_anything = msgspec.json.Decoder()
 _FAILURES = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -32,10 +33,7 @@ def decode[T](decoder: "msgspec.json.Decoder[T]", data: bytes) -> T | None:
 def field(raw: msgspec.Raw) -> Any:
     """Decode one field of a body whose fields were kept raw; None where it is too long to be what is wanted."""
     data = bytes(raw)
-    try:
-        return msgspec.json.decode(data) if len(data) <= FIELD_LIMIT else None
-    except _FAILURES:
-        return None
+    return decode(_anything, data) if len(data) <= FIELD_LIMIT else None
 
 
 def _mended(data: bytes) -> bytes:

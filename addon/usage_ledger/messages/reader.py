@@ -68,6 +68,9 @@ class MessageReader:
     """Reads one response body.
 
     `output_begun` turns true with the first content block delta, which is how a caller measures time to first token.
+
+    `feed(data)` takes the next bytes of the body, as they came from upstream, still encoded. It is no method but always
+    the narrowest step that fits (so do not keep it): with a plain event stream that is the event reader's own.
     """
 
     __slots__ = (
@@ -80,7 +83,8 @@ class MessageReader:
         "_messages",
         "_place",
         "_read",
-        "_take",
+        "_read_events",
+        "feed",
     )
 
     def __init__(self, content_encoding: str = "") -> None:
@@ -88,11 +92,14 @@ class MessageReader:
         self._messages: list[Message] = []
         self._place = 0  # of the message that events speak of
         self._evidence = Evidence(messages=self._messages)
-        self._events = EventReader(_MARKERS, _HINTS, once=b"content_block_delta", is_it=self._begins_output)
+        self._events = EventReader(
+            self._apply, _MARKERS, _HINTS, once=b"content_block_delta", is_it=self._begins_output
+        )
+        self._read_events = self._events.feed
         self._body = bytearray()
         self._head = b""
         self._decoder: Decoder | None = None
-        self._take: Callable[[bytes], None] = self._take_head
+        self.feed: Callable[[bytes], None] = self._take_head
         self._read: Callable[[bytes], None] = self._read_start
 
     @property
@@ -109,14 +116,10 @@ class MessageReader:
         """Whether reading stopped before the end of the body."""
         return self._evidence.unreadable
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of the body, as they came from upstream, still encoded."""
-        self._take(data)
-
     def give_up(self) -> None:
         """Read no further: the body cannot be decoded, or something went wrong that no rule here foresees."""
         self._evidence.unreadable = True
-        self._take = self._read = self._ignore
+        self.feed = self._read = self._ignore
         self._body.clear()
 
     def finish(self, clean: bool) -> None:
@@ -129,8 +132,7 @@ class MessageReader:
             self._read_answer(clean and not self.unreadable)
         elif clean:
             was_malformed = self._evidence.malformed
-            for event in self._events.finish():
-                self._apply(event)
+            self._events.finish()
             if self.unreadable:  # an event that breaks off with its encoding is no more malformed than a cut one
                 self._evidence.malformed = was_malformed
 
@@ -138,8 +140,7 @@ class MessageReader:
         """Judge what was read so far, as if the response had ended now (see `verdict.judge`)."""
         return judge(self._evidence, ending, status, day)
 
-    # From bytes to events. `_take` gets what came from upstream, `_read` what that decodes to. Each is always the
-    # narrowest step that fits, so that a chunk of a plain event stream goes straight to the event reader.
+    # From bytes to events. `feed` gets what came from upstream, `_read` what that decodes to.
 
     def _take_head(self, data: bytes) -> None:
         self._head += data
@@ -149,8 +150,8 @@ class MessageReader:
     def _choose_decoder(self, head: bytes) -> None:
         self._head = b""
         self._decoder = decoder_for(self._encoding, head)
-        self._take = self._read_start if self._decoder is None else self._decode
-        self._take(head)
+        self.feed = self._read_start if self._decoder is None else self._decode
+        self.feed(head)
 
     def _decode(self, data: bytes) -> None:
         assert self._decoder is not None
@@ -161,7 +162,7 @@ class MessageReader:
                     return
         except DecodingError:
             self._evidence.unreadable = True  # what came before the broken place has been read, or is read at the end
-            self._take = self._ignore
+            self.feed = self._ignore
 
     def _read_start(self, data: bytes) -> None:
         first = data.lstrip(_BLANK)[:1]
@@ -170,12 +171,8 @@ class MessageReader:
             return
         self._read = self._read_json if first == b"{" else self._read_events
         if self._decoder is None:
-            self._take = self._read
+            self.feed = self._read
         self._read(data)
-
-    def _read_events(self, data: bytes) -> None:
-        for event in self._events.feed(data):
-            self._apply(event)
 
     def _read_json(self, data: bytes) -> None:
         self._body += data

@@ -35,7 +35,7 @@ class Event:
 
 
 class EventReader:
-    """Reads an event stream piece by piece.
+    """Reads an event stream piece by piece, and tells `take` of each wanted event, in order.
 
     `markers` are the byte strings one of which a wanted event must contain (shorter than `_OVERLAP`). `once` is for
     something that is looked for until it is found: `is_it` is asked about each event that contains `once`, until it
@@ -47,19 +47,27 @@ class EventReader:
         "_bom",
         "_carry",
         "_head",
-        "_hints",
+        "_hint",
         "_is_it",
         "_is_settled",
         "_markers",
         "_once",
+        "_other_hint",
         "_skipping",
+        "_take",
     )
 
     def __init__(
-        self, markers: tuple[bytes, ...], hints: tuple[bytes, bytes], once: bytes, is_it: Callable[[Event], bool]
+        self,
+        take: Callable[[Event], None],
+        markers: tuple[bytes, ...],
+        hints: tuple[bytes, bytes],
+        once: bytes,
+        is_it: Callable[[Event], bool],
     ) -> None:
+        self._take = take
         self._markers = markers
-        self._hints = hints
+        self._hint, self._other_hint = hints
         self._is_settled = False  # nothing is unfinished, and nothing is looked for but markers
         self._once: bytes | None = once
         self._is_it = is_it
@@ -69,18 +77,21 @@ class EventReader:
         self._skipping = False
         self._head: Event | None = None  # what is known of the event being skipped, while no marker was in it
 
-    def feed(self, data: bytes) -> Iterable[Event]:
-        """Take the next bytes of the stream; return the wanted events that they complete, in order."""
-        if self._is_settled and data.endswith(b"\n\n"):
-            one, other = self._hints
-            if data.find(one) < 0 and data.find(other) < 0:
-                return ()  # whole events, none of which is wanted, however their lines end
-        events = self._take(data)
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream, and tell of the wanted events that they complete."""
+        if (
+            self._is_settled
+            and data.endswith(b"\n\n")
+            and data.find(self._hint) < 0
+            and data.find(self._other_hint) < 0
+        ):
+            return  # whole events, none of which is wanted, however their lines end
+        for event in self._completed_by(data):
+            self._take(event)
         is_pending = self._carry or self._after_cr or self._skipping or self._bom is not None
         self._is_settled = not is_pending and self._once is None
-        return events
 
-    def _take(self, data: bytes) -> Iterable[Event]:
+    def _completed_by(self, data: bytes) -> Iterable[Event]:
         if self._bom is not None:
             data = self._without_bom(data)
         if self._after_cr or data.find(b"\r") >= 0:
@@ -110,13 +121,14 @@ class EventReader:
                 return [*skipped, *self._wanted(data), *cut_short]
         return [*skipped, *cut_short] if skipped or cut_short else ()
 
-    def finish(self) -> Iterable[Event]:
-        """The stream ended cleanly: return its last event if that lacked the blank line."""
+    def finish(self) -> None:
+        """The stream ended cleanly: tell of its last event if that lacked the blank line."""
         if self._bom:
             self._carry += self._bom
         data = bytes(self._carry)
         self._carry.clear()
-        return self._skip(data) if self._skipping else self._wanted(data)
+        for event in self._skip(data) if self._skipping else self._wanted(data):
+            self._take(event)
 
     def _wanted(self, block: bytes) -> list[Event]:
         """Take apart those events of a block of whole events that contain a marker."""

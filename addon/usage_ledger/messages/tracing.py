@@ -104,6 +104,7 @@ class Tracer(MessageReader):
 
     def __init__(self, content_encoding: str, listener: Listener, limit: int = sys.maxsize) -> None:
         super().__init__(content_encoding)
+        self._read_events = self._trace_events
         self._listener = listener
         self._left = limit
         self._known: list[dict[str, Any]] = []  # what was told of each message's usage
@@ -143,10 +144,10 @@ class Tracer(MessageReader):
         self.decoded_bytes += len(data)
         super()._read_json(data)
 
-    def _read_events(self, data: bytes) -> None:
+    def _trace_events(self, data: bytes) -> None:
         self.decoded_bytes += len(data)
         if self.is_cut:
-            super()._read_events(data)
+            self._events.feed(data)
             return
         for block, ends in self._events_in.feed(data):
             self._read_block(block, ends)
@@ -156,11 +157,11 @@ class Tracer(MessageReader):
         if not self._event_size:
             self._event_head = block[:EVENT_LIMIT]
             if not block.strip(_LINE_ENDS):  # more blank lines between events
-                super()._read_events(block)
+                self._events.feed(block)
                 self._offset += len(block)
                 return
         self._event_size += len(block)
-        super()._read_events(block)
+        self._events.feed(block)
         if ends:
             self._end_event(None)
 

@@ -69,7 +69,7 @@ class Exchange:
         """Let the request's body go upstream as it comes, and keep it for its fields."""
         inner = self.flow.request.stream
         self._request_tap = RequestTap(rows.BODY_LIMIT, inner if callable(inner) else None)
-        self.flow.request.stream = self._request_tap
+        self.flow.request.stream = self._request_tap.pass_on
 
     def read_body(self) -> None:
         """Take what the request's body tells."""
@@ -114,14 +114,14 @@ class Exchange:
         if response.raw_content is not None or self.flow.is_replay == "response":
             self.answered_by_proxy = True  # upstream's answers have no body yet when their headers come
             return
-        streams = response.stream or rows.is_event_stream(response) or self.settings.streams_large_bodies
-        asked_for_stream = self.record.stream and rows.media_type(response.headers) != "application/json"
-        if streams or asked_for_stream:
+        media_type = rows.media_type(response.headers)
+        streams = response.stream or media_type == rows.EVENT_STREAM or self.settings.streams_large_bodies
+        if streams or (self.record.stream and media_type != "application/json"):
             inner = response.stream
             self._tap = ResponseTap(
                 rows.reader_for(response), self.settings.capture_limit, inner if callable(inner) else None
             )
-            response.stream = self._tap
+            response.stream = self._tap.pass_on
 
     def _save_progress(self) -> None:
         """Write the usage that an open stream has told into its pending row, so that a crash leaves it behind."""
@@ -174,8 +174,9 @@ class Exchange:
     def _settled_entry(self, ending: Ending) -> Entry:
         response = self.flow.response
         # Another addon may have put something else in the tap's place, so that it has seen nothing.
-        seen = self._tap is not None and response is not None and (self._tap.size or response.stream is self._tap)
-        tap = self._tap if seen else None
+        tap = self._tap
+        if tap is not None and not tap.size and (response is None or response.stream != tap.pass_on):
+            tap = None
         verdict = self._verdict(ending, tap)
         finished_at = response.timestamp_end if response is not None and ending is Ending.FINISHED else None
         ended_at = finished_at or time.time()
