@@ -16,7 +16,8 @@ from usage_ledger.ledger.record import Entry, IterationRow
 from usage_ledger.ledger.store import Store
 from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.models import plain_name
-from usage_ledger.upstream.reconcile import Result, Verdict, reconcile
+from usage_ledger.upstream.reconcile import Result, reconcile
+from usage_ledger.upstream.verdicts import Verdict
 
 from tests.cli.test_backfill import FLAGGED, record
 

@@ -214,7 +214,7 @@ _OF_KINDS = ("kind", "ours", "theirs", "difference")
 
 
 def _write_table(result: "Result", out: TextIO) -> None:
-    from usage_ledger.upstream.reconcile import MEANING, SETTLED, Verdict
+    from usage_ledger.upstream.verdicts import MEANING, SETTLED, Verdict
 
     columns = [
         *(Column(name, to_the_right=False) for name in result.by),

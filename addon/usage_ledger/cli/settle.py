@@ -24,7 +24,8 @@ from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.prices.pricer import Pricer
 from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.explain import Explained, explain
-from usage_ledger.upstream.reconcile import DIMENSIONS, SETTLED, reconcile
+from usage_ledger.upstream.reconcile import DIMENSIONS, reconcile
+from usage_ledger.upstream.verdicts import SETTLED
 
 
 class How(NamedTuple):

@@ -118,7 +118,7 @@ LATE = timedelta(minutes=10)
 """A bucket is final once it was loaded so long after its end. The API docs say that usage shows within 5 minutes."""
 
 
-def is_final(until: str, loaded_at: str) -> bool:
+def was_loaded_late(until: str, loaded_at: str) -> bool:
     """Whether a bucket was loaded late enough to be all that is billed in it."""
     return datetime.fromisoformat(loaded_at) >= datetime.fromisoformat(until) + LATE
 
@@ -140,7 +140,7 @@ def store_buckets(editor: "Editor", answer: Answer, buckets: Sequence[Bucket], r
             known = _known(editor, answer, bucket)
             if known is not None and Counter(known[1]) == Counter(bucket.lines):
                 same += 1
-                if not is_final(bucket.until, known[2]) and known[2] < answer.as_of:
+                if not was_loaded_late(bucket.until, known[2]) and known[2] < answer.as_of:
                     editor.connection.execute(
                         "UPDATE bill_buckets SET loaded_at = ? WHERE number = ?", (answer.as_of, known[0])
                     )

@@ -5,7 +5,7 @@ Room: ledger. Imports the standard library only. Every value from outside is bou
 
 import dataclasses
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 CORRECTED = "(CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$._manually_updated') END IS 1)"
 """SQL: rows that a person has corrected."""
@@ -112,3 +112,8 @@ def as_span(text: str) -> timedelta:
 def format_moment(moment: datetime) -> str:
     """Format a UTC time the way the ledger holds it: ISO 8601, milliseconds, `Z`."""
     return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def start_of(day: date) -> str:
+    """Return when a UTC day begins, as the ledger holds times."""
+    return f"{day.isoformat()}T00:00:00.000Z"

@@ -8,12 +8,12 @@ nobody could say what it does to the numbers.
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from usage_ledger.ledger.bill import Bucket, CostLine, UsageLine
 from usage_ledger.ledger.columns import COUNT_LIMIT
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.filters import start_of
 from usage_ledger.upstream.answers import BillError, usd
 
 _DAY = "usage_date_utc"
@@ -69,7 +69,7 @@ def _buckets(text: str, known: set[str], line: Callable[[Mapping[str, str]], Any
     if (last - first).days > 4_000:
         raise BillError(f"it goes from {first} to {last}")
     span = [first + timedelta(number) for number in range((last - first).days + 1)]
-    return [Bucket(_start(day), _start(day + timedelta(1)), tuple(days.get(day, []))) for day in span]
+    return [Bucket(start_of(day), start_of(day + timedelta(1)), tuple(days.get(day, []))) for day in span]
 
 
 def _rows(text: str, known: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -96,10 +96,6 @@ def _day(text: str) -> date:
     except ValueError as error:
         raise BillError(f"{text[:40]!r} is no day") from error
     return day
-
-
-def _start(day: date) -> str:
-    return format_moment(datetime(day.year, day.month, day.day))  # noqa: DTZ001 - a day of UTC
 
 
 def _usage_line(row: Mapping[str, str]) -> UsageLine:

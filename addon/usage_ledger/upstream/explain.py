@@ -16,24 +16,21 @@ from typing import NamedTuple
 from usage_ledger.ledger.bill import (
     KINDS,
     BucketSpan,
-    KeyLine,
     UsageLine,
     adjustments,
     api_keys,
-    bucket_spans,
     lines_of,
-    whole_covers,
 )
-from usage_ledger.ledger.bill import is_final as was_loaded_late
 from usage_ledger.ledger.closing import archived_before
 from usage_ledger.ledger.corrections import is_corrected, is_final
 from usage_ledger.ledger.entries import entries
-from usage_ledger.ledger.filters import NOT_OF_A_SUBSCRIPTION, Filters, format_moment
+from usage_ledger.ledger.filters import NOT_OF_A_SUBSCRIPTION, Filters, format_moment, start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.upstream.answers import BillError
+from usage_ledger.upstream.days import finest, whole_days
 from usage_ledger.upstream.models import plain_name
-from usage_ledger.upstream.reconcile import whole_days
+from usage_ledger.upstream.names import ids_by_name
 
 MARGIN = timedelta(seconds=60)
 """How far upstream's clock may be from ours."""
@@ -97,7 +94,7 @@ def explain(
     """Return the flagged rows that alone explain a difference of a span of days, and the differences that stay open."""
     first, last = whole_days(since, until)
     _refuse_archived(reader, first)
-    spans = _finest(reader, first, last, takes_open)
+    spans = finest(reader, first, last, takes_open)
     if not spans:
         return [], []
     keys = api_keys(reader)
@@ -109,7 +106,7 @@ def explain(
     def one(model: str | None, key: str) -> _Series:
         return series.setdefault((plain_name(model or "(none)"), key), _Series())
 
-    names = _names_of(keys)
+    names = ids_by_name(keys, by_name=True)
     for number, span in enumerate(spans):
         for line in lines_of(reader, "usage", span.number):
             if line.service_tier != "batch":
@@ -132,45 +129,18 @@ def _refuse_archived(reader: Reader, first: date) -> None:
     """Raise `BillError` where rows of a span, or near it, were archived: they are missing for another reason."""
     until = archived_before(reader)
     before = LONGEST + timedelta(hours=1)  # and whatever the margin is
-    start = format_moment(datetime(first.year, first.month, first.day) - before)  # noqa: DTZ001 - a day of UTC
+    start = format_moment(datetime.fromisoformat(start_of(first)) - before)
     if until is not None and start < until:
         day = (datetime.fromisoformat(until) + LONGEST + timedelta(days=1)).date()
         raise BillError(f"rows before {until[:10]} are archived, so nothing near it is explained: --since {day}")
 
 
-def _names_of(keys: Iterable[KeyLine]) -> dict[str, list[str]]:
-    """Return which keys are called so: by their ids, by what the Console shows of them, or by their names."""
-    found: dict[str, list[str]] = {}
-    for key in keys:
-        for said in {key.id, key.hint, key.name} - {None}:
-            found.setdefault(str(said), []).append(key.id)
-    return found
-
-
 def _rows(reader: Reader, first: date, last: date) -> Iterator[Entry]:
     """Return the rows that may belong to a span."""
-    start, end = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in (first, last))
+    start, end = (datetime.fromisoformat(start_of(day)) for day in (first, last))
     near = Filters(since=format_moment(start - LONGEST), until=format_moment(end + LONGEST))
     for page in entries(reader, near, NOT_OF_A_SUBSCRIPTION):
         yield from page
-
-
-def _finest(reader: Reader, first: date, last: date, takes_open: bool) -> list[BucketSpan]:
-    """Return the buckets of each day, by the source that tells most: minutes, hours, days, a Console's days."""
-    start, end = (
-        format_moment(datetime(day.year, day.month, day.day))  # noqa: DTZ001 - days of UTC
-        for day in (first, last)
-    )
-    days: dict[str, list[BucketSpan]] = {}
-    for each in bucket_spans(reader, "usage", start, end):
-        if takes_open or was_loaded_late(each.until, each.loaded_at):
-            days.setdefault(each.since[:10], []).append(each)
-    found: list[BucketSpan] = []
-    for day in sorted(days):
-        covers = whole_covers(days[day])
-        if covers:
-            found += covers[min(covers)]  # `api` comes before `csv`, and what is short before what is long
-    return found
 
 
 class _Times:
@@ -215,21 +185,17 @@ class _Placing:
         self.blockers: list[tuple[str, int, int, str]] = []
 
     def place(self, entry: Entry, place: tuple[int, int, bool]) -> None:
+        """Put a row where it belongs: `place` is what `_Times.of` says of it."""
         record = entry.record
         first, last, is_outside = place
-        hint = record.api_key_hint
-        ids = self._names.get(hint or "", [])
-        is_certain = is_final(record) and not (record.requires_manual_review and not is_corrected(record))
-        is_certain = is_certain or record.usage_state == "none"
-        if any(each.billed is None for each in entry.iterations) and not is_corrected(record):
-            is_certain = False  # upstream does not say whether a declined attempt is billed, nor does who accepts it
-        if hint is not None and not ids and is_certain:
+        ids = self._names.get(record.api_key_hint or "", [])
+        is_certain = _is_certain(entry)
+        if record.api_key_hint is not None and not ids and is_certain:
             return  # of another organization
         if record.usage_state == "none" and not record.total_tokens:
             return  # nothing of it is billed, whoever asked
         key = ids[0] if len(ids) == 1 else None
-        may_be_filled_in = bool(record.requires_manual_review) and record.usage_state in ("missing", "partial")
-        may_be_filled_in = may_be_filled_in and not entry.iterations and plain_name(record.model) in self._models
+        may_be_filled_in = self._may_be_filled_in(entry)
         if key is None or not (is_certain or may_be_filled_in) or self._is_of_unclear_model(entry):
             why = f"row {record.id} may be of this model or key, and nobody knows what it used"
             self.blockers.append((key or _ANY, first, last, why))
@@ -245,6 +211,12 @@ class _Placing:
         if may_be_filled_in:
             self._one(record.model, key).candidates.append((first, entry))
 
+    def _may_be_filled_in(self, entry: Entry) -> bool:
+        """Whether a row waits for its usage, and the bill has what it may be."""
+        record = entry.record
+        waits = record.requires_manual_review and record.usage_state in ("missing", "partial")
+        return bool(waits) and not entry.iterations and plain_name(record.model) in self._models
+
     def _is_of_unclear_model(self, entry: Entry) -> bool:
         """Whether nobody can say under which of the bill's models a row's tokens are."""
         parts = _parts(entry)
@@ -253,6 +225,16 @@ class _Placing:
         names = {plain_name(each.model or entry.record.model) for each in entry.iterations}
         is_split = len(parts) > 1 or not names
         return not is_split and names != {plain_name(entry.record.model)}
+
+
+def _is_certain(entry: Entry) -> bool:
+    """Whether what a row says of its usage is all that can be billed for it."""
+    record = entry.record
+    if is_corrected(record):
+        return True
+    if any(each.billed is None for each in entry.iterations):
+        return False  # upstream does not say whether a declined attempt is billed, nor does who accepts it
+    return record.usage_state == "none" or (is_final(record) and not record.requires_manual_review)
 
 
 def _parts(entry: Entry) -> list[tuple[str, dict[str, int], int]]:

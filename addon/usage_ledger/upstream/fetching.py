@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from usage_ledger.ledger.bill import Answer, Stored, bucket_spans, is_final, store_buckets, store_keys
+from usage_ledger.ledger.bill import Answer, Stored, bucket_spans, store_buckets, store_keys, was_loaded_late
 from usage_ledger.ledger.editing import Editor
 from usage_ledger.ledger.filters import format_moment
 from usage_ledger.upstream import answers
@@ -137,7 +137,7 @@ def _final_buckets(editor: Editor, kind: str, first: datetime, last: datetime, s
         for each in bucket_spans(editor, kind, format_moment(first), format_moment(last))
         if each.origin == "api"
         and datetime.fromisoformat(each.until) - datetime.fromisoformat(each.since) == span
-        and is_final(each.until, each.loaded_at)
+        and was_loaded_late(each.until, each.loaded_at)
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from usage_ledger.upstream.reconcile import MEANING, SETTLED, Verdict
+from usage_ledger.upstream.verdicts import MEANING, SETTLED, Verdict
 
 type Table = list[list[Any]]
 """Lines of cells, the headings first."""
