@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from usage_ledger.cli.export import FORMULA_STARTS, safe
+from usage_ledger.cli.spreadsheets import FORMULA_STARTS, safe
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS, NUMBER_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.lines import AT_ONCE, Form, lines

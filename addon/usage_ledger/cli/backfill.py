@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import click
 
 from usage_ledger.cli.changes import make_changes, open_to_change, with_reopen
-from usage_ledger.cli.export import FORMULA_STARTS
 from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_prices
 from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.spreadsheets import unguarded
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
 from usage_ledger.ledger.money import as_amount, as_text
 from usage_ledger.ledger.reading import Reader
@@ -213,21 +213,16 @@ def _check_header(path: Path, names: Any) -> None:
 def _line(place: str, row: Mapping[str | None, Any], note: str) -> _Line:
     if None in row or None in row.values():
         raise _LineError("it has more or fewer cells than the header")
-    keys = {name: _unescaped(row[name]) for name in KEYS if row.get(name)}
+    keys = {name: unguarded(row[name]) for name in KEYS if row.get(name)}
     if not keys:
         raise _LineError(f"it says no row; give its {', '.join(KEYS[:-1])} or {KEYS[-1]}")
     return _Line(
         place,
         keys,
         {name: _count(name, row[name]) for name in COUNT_COLUMNS if row.get(name, "").strip()},
-        _unescaped(row.get("note") or "") or note,
-        {name: _unescaped(row[name]) for name in _COMPARED if name in row},
+        unguarded(row.get("note") or "") or note,
+        {name: unguarded(row[name]) for name in _COMPARED if name in row},
     )
-
-
-def _unescaped(cell: str) -> str:
-    """Take the apostrophe away that an export puts before what looks like a formula."""
-    return cell[1:] if cell.startswith(tuple(f"'{start}" for start in FORMULA_STARTS)) else cell
 
 
 def _count(name: str, cell: str) -> int:

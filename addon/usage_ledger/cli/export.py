@@ -18,13 +18,11 @@ import click
 
 from usage_ledger.cli.options import Names, filters_from, own_pricer, with_filters, with_ledgers, with_prices
 from usage_ledger.cli.output import for_programs, progress, whole_file
+from usage_ledger.cli.spreadsheets import FORMULA_STARTS, safe
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.lines import AT_ONCE, Form, lines
 from usage_ledger.ledger.reading import Reader, open_for_reading
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a cell begins with that a spreadsheet takes for a formula, full-width forms included (OWASP, CSV injection)."""
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
@@ -130,11 +128,6 @@ def _cells(rows: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter, lineterminator="\r\n").writerows([safe(each) for each in row] for row in rows)
     return out.getvalue()
-
-
-def safe(value: Any) -> Any:
-    """Return what a CSV cell holds: text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 
 def _as_json(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> Iterator[tuple[str, int]]:

@@ -16,6 +16,7 @@ import click
 from usage_ledger.cli.changes import with_reopen
 from usage_ledger.cli.options import Moment, Names, Span, Words, own_pricer, with_ledgers, with_prices
 from usage_ledger.cli.output import FOUND, for_people, for_programs, on_one_line
+from usage_ledger.cli.spreadsheets import safe
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.filters import as_moment
 from usage_ledger.ledger.money import as_text
@@ -175,8 +176,6 @@ def _kinds(bucket: "Bucket") -> Iterator[dict[str, Any]]:
 
 
 def _write_csv(result: "Result", out: TextIO) -> None:
-    from usage_ledger.cli.export import safe
-
     lines = csv.writer(out, lineterminator="\r\n")
     lines.writerow((*result.by, "kind", "ours", "theirs", "difference", "requests", "flagged", "verdict"))
     for bucket in result.buckets:

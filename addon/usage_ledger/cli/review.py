@@ -22,7 +22,7 @@ from usage_ledger.cli.options import (
     with_prices,
 )
 from usage_ledger.cli.output import for_people, on_one_line
-from usage_ledger.cli.table import Column, write_table
+from usage_ledger.cli.table import Column, shown_time, write_table
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
 from usage_ledger.ledger.filters import CAME_WITHOUT, FLAGGED, Filters
 from usage_ledger.ledger.reading import Reader, open_for_reading
@@ -87,7 +87,7 @@ def review(context: click.Context, /, dbs: tuple[Path, ...], limit: int, **filte
         Column("request id", to_the_right=False, rank=5),
         Column("id", to_the_right=False, rank=1),
     ]
-    lines = [[_time(row[0]), *("" if value is None else str(value) for value in row[1:])] for row in shown]
+    lines = [[shown_time(row[0]), *("" if value is None else str(value) for value in row[1:])] for row in shown]
     write_table(columns, lines, out, is_marked=lambda _number: False)
     out.write("\n")
     for reason, count in reasons.most_common():
@@ -297,7 +297,3 @@ def report(dbs: tuple[Path, ...], **filters: Any) -> None:
                         out.write(on_one_line(f"{name:<16} {value}", out.encoding) + "\n")
     if not count:
         click.echo(f"no request without usage in {on_one_line(named(dbs))}", err=True)
-
-
-def _time(value: Any) -> str:
-    return str(value or "")[:19].replace("T", " ")

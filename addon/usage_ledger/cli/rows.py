@@ -4,7 +4,6 @@ Room: cli. Imports click and the ledger's reading side. Promises that each row i
 and that no line is wider than the terminal (from 40 columns on).
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,9 @@ import click
 
 from usage_ledger.cli.options import filters_from, named, with_filters, with_ledgers
 from usage_ledger.cli.output import for_people, has_colours, on_one_line
+from usage_ledger.cli.table import shown_time, terminal_width
 from usage_ledger.ledger.reading import open_for_reading
 
-WIDTH_LIMIT = 200
 MOST_ROWS = 1_000_000_000
 
 
@@ -33,17 +32,13 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _time(value: Any) -> str:
-    return _text(value)[:19].replace("T", " ")
-
-
 def _as_list_price(cell: str, name: str) -> str:
     """Tell the list price of what a subscription pays for from what is billed."""
     return f"list {cell}" if name == "total_cost" and cell else cell
 
 
 _COLUMNS = (
-    _Column("time (UTC)", "occurred_at", 19, _time),
+    _Column("time (UTC)", "occurred_at", 19, shown_time),
     _Column("model", "model", 20, _text),
     _Column("in", "input_tokens", 8, _text, 57),
     _Column("out", "output_tokens", 7, _text, 57),
@@ -85,7 +80,7 @@ def rows(dbs: tuple[Path, ...], limit: int, **filters: Any) -> None:
       usage-ledger rows --since 24h --flagged
       usage-ledger rows --model 'claude-opus-*' -n 0
     """
-    columns = _columns_for(min(shutil.get_terminal_size((120, 24)).columns, WIDTH_LIMIT))
+    columns = _columns_for(terminal_width())
     # A narrow terminal has no room for the reason, so a flagged row is marked instead.
     names = [*(column.name for column in columns), "credential_kind", "requires_manual_review"]
     with open_for_reading(*dbs) as ledger:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from usage_ledger.cli.export import safe
 from usage_ledger.cli.options import with_ledger
 from usage_ledger.cli.output import for_programs
+from usage_ledger.cli.spreadsheets import safe
 from usage_ledger.ledger.reading import open_for_reading
 
 PORT = 8484

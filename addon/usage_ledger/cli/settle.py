@@ -13,8 +13,8 @@ from typing import NamedTuple
 import click
 
 from usage_ledger.cli.changes import make_changes, open_to_change
-from usage_ledger.cli.export import safe
 from usage_ledger.cli.output import on_one_line, whole_file
+from usage_ledger.cli.spreadsheets import safe
 from usage_ledger.ledger.bill import KINDS, Adjustment, api_keys, last_adjustment
 from usage_ledger.ledger.bill import adjust as store
 from usage_ledger.ledger.closing import archived_before

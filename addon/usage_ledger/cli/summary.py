@@ -16,6 +16,7 @@ import click
 
 from usage_ledger.cli.options import Names, filters_from, named, with_filters, with_ledgers
 from usage_ledger.cli.output import for_people, for_programs, on_one_line
+from usage_ledger.cli.spreadsheets import safe
 from usage_ledger.cli.table import Column, terminal_width, write_table
 from usage_ledger.ledger.money import as_text
 from usage_ledger.ledger.reading import open_for_reading
@@ -129,8 +130,6 @@ def _fields(sums: Sums, by: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _write_csv(found: Iterable[Sums], by: tuple[str, ...], out: TextIO) -> None:
-    from usage_ledger.cli.export import safe
-
     lines = csv.writer(out, lineterminator="\r\n")
     lines.writerow((*by, *_FIELDS))
     lines.writerows([safe(value) for value in _fields(sums, by).values()] for sums in found)

@@ -33,6 +33,11 @@ def terminal_width() -> int:
     return min(shutil.get_terminal_size((120, 24)).columns, WIDTH_LIMIT)
 
 
+def shown_time(value: object) -> str:
+    """Return a ledger time as people read it: to the second, without letters; empty where there is none."""
+    return "" if value is None else str(value)[:19].replace("T", " ")
+
+
 def write_table(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], out: TextIO, is_marked: Callable[[int], bool]
 ) -> list[str]:
