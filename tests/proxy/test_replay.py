@@ -9,6 +9,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import brotli
@@ -20,6 +21,7 @@ from mitmproxy.io import FlowReader, FlowWriter
 
 from scripts.fake_console import JSON, NORMAL, SSE, FakeConsole, Reply, Request, streaming
 from scripts.real_proxy import Proxy, replay, rows_of, settled_rows
+from tests.hars import har_entry, write_har
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -400,6 +402,34 @@ def test_a_flow_whose_body_was_not_captured_touches_no_row_not_even_a_pending_on
     replay(capture, tmp_path / "other.db")
     (row,) = rows_of(tmp_path / "other.db")
     assert (row["usage_state"], row["review_reason"]) == ("missing", "body_not_captured")
+
+
+@pytest.mark.parametrize("kind", ["mitm", "har"])
+def test_a_flow_that_was_saved_in_flight_settles_no_row_that_its_proxy_may_yet_settle(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response], kind: str
+) -> None:
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture))
+    ask(proxy, "normal")
+    with closing(sqlite3.connect(proxy.ledger)) as ledger, ledger:
+        ledger.execute("UPDATE usage_records SET usage_state = 'pending', request_id = NULL, message_id = NULL")
+    with capture.open("rb") as file:
+        (flow,) = FlowReader(file).stream()
+    assert isinstance(flow, http.HTTPFlow)
+    flow.response = None
+    flow.metadata.clear()
+    with (tmp_path / "in-flight.mitm").open("wb") as file:
+        FlowWriter(file).add(flow)
+    saved = tmp_path / f"in-flight.{kind}"
+    if kind == "har":
+        started = datetime.fromtimestamp(flow.request.timestamp_start, UTC).isoformat()
+        write_har(saved, har_entry(started, status=0, host=flow.request.host))
+    before = rows_of(proxy.ledger)
+    replay(saved, proxy.ledger)  # while its writer lives
+    assert rows_of(proxy.ledger) == before
+    replay(saved, tmp_path / "other.db")
+    (row,) = rows_of(tmp_path / "other.db")
+    assert (row["usage_state"], row["review_reason"]) == ("missing", "no_response")
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip", "br", "zstd", "deflate"])

@@ -60,7 +60,7 @@ def judge(
     if response is not None and response.raw_content is not None:
         size = facts.get("response_bytes")
         record.response_bytes = size if type(size) is int and size >= 0 else len(response.raw_content)
-    entry.only_new = not captured
+    entry.only_new = not captured or not has_ended(http_flow)
     entry.redacted = facts.get("redacted") is True
     if from_har:
         entry.identify = True
@@ -73,7 +73,7 @@ def judge(
 
 
 def as_stored(judged: Judged, row: Row) -> Judged:
-    """Return what the row of a flow says, whose body the capture does not hold."""
+    """Return what the row of a flow says, of which the capture holds no body, or no end."""
     columns = row.columns
     try:
         reason = Reason(columns["review_reason"]) if columns["requires_manual_review"] else None
@@ -143,6 +143,12 @@ def _ending(http_flow: http.HTTPFlow, facts: dict[str, object], from_har: bool) 
     if error is not None:
         return Ending.CLIENT_DISCONNECTED if client_left(error.msg) else Ending.UPSTREAM_CLOSED
     return Ending.FINISHED
+
+
+def has_ended(http_flow: http.HTTPFlow) -> bool:
+    """Whether a capture tells that the exchange is over. What was saved in flight may have come to any end since."""
+    is_noted_end = isinstance(noted(http_flow).get("ending"), str)
+    return is_noted_end or _response(http_flow) is not None or http_flow.error is not None
 
 
 def client_left(message: str) -> bool:

@@ -209,7 +209,7 @@ class UsageLedger:
             return
         if judged is None:
             return
-        if not judged.captured:
+        if judged.entry.only_new:
             judged = await asyncio.to_thread(as_the_ledger_says, judged, settings.ledger)
         line, warns = log_line(judged.entry.record)
         _log.log(logging.WARNING if warns else logging.INFO, line)

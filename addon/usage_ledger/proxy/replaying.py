@@ -147,7 +147,7 @@ async def _fail_at_the_end() -> None:
 
 
 def as_the_ledger_says(judged: Judged, ledger: Path) -> Judged:
-    """Return what there is to say of a flow whose body the capture does not hold: what its row says, if it has one."""
+    """Return what there is to say of a flow without a body or an end: what its row says, if it has one."""
     try:
         with open_for_reading(ledger) as reader:
             row = row_of(reader, judged.entry)
