@@ -21,7 +21,7 @@ MEANINGS = {
     "request_id": "response header `request-id`",
     "session_id": "header `x-claude-code-session-id`, else the session in the request's `metadata.user_id`",
     "tag": "the request header that `usage_tag_header` names",
-    "host": "where the request went",
+    "host": "where the request went, as its Host header says",
     "path": "the same, without the query",
     "requested_model": "the model in the request",
     "model": "the model that answered, else the requested one, else `unknown`",

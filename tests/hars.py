@@ -16,7 +16,7 @@ def har_entry(
     host: str = "api.anthropic.com",
     server: str | None = "192.0.2.1",
 ) -> dict[str, Any]:
-    """Return the entry of one request; `status` 0 is a request without a response, `server` None one that never left."""
+    """Return the entry of a request. `status` 0: it has no response; `server` None: it never went upstream."""
     told = {"content-type": "text/event-stream", **(headers or {})} if status else {}
     content = {"mimeType": "text/event-stream"} | ({} if body is None else {"text": body})
     entry = {

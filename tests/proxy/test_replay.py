@@ -404,6 +404,24 @@ def test_a_flow_whose_body_was_not_captured_touches_no_row_not_even_a_pending_on
     assert (row["usage_state"], row["review_reason"]) == ("missing", "body_not_captured")
 
 
+def test_the_host_is_the_one_that_was_asked_for_live_and_in_captures(
+    tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    """With `keep_host_header`, as in transparent mode, mitmproxy connects to another one than the Host header says."""
+    console.scenarios["bare"] = streaming([b": nothing that has an id\n\n"], {"request-id": ""})
+    capture, har = tmp_path / "capture.mitm", tmp_path / "flows.har"
+    proxy = start_proxy("-w", str(capture), "--set", f"hardump={har}", "--set", "keep_host_header=true")
+    ask(proxy, "bare", host="gateway.example.com")
+    proxy.stop()
+    before = rows_of(proxy.ledger)
+    assert [(row["host"], row["request_id"]) for row in before] == [("gateway.example.com", None)]
+    for saved in (capture, har):
+        replay(saved, proxy.ledger)
+        assert rows_of(proxy.ledger) == before
+        replay(saved, tmp_path / f"{saved.suffix}.db")
+        assert [row["host"] for row in rows_of(tmp_path / f"{saved.suffix}.db")] == ["gateway.example.com"]
+
+
 @pytest.mark.parametrize("kind", ["mitm", "har"])
 def test_a_flow_that_was_saved_in_flight_settles_no_row_that_its_proxy_may_yet_settle(
     tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response], kind: str

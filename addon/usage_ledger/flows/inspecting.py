@@ -93,7 +93,7 @@ def inspect(
     found = Inspection(
         flow_id=clean(http_flow.id, 64),
         method=clean(http_flow.request.method, 32),
-        request=rows.pending_record(http_flow, http_flow.request.pretty_host, "", None, ""),
+        request=rows.pending_record(http_flow, "", None, ""),
         http_status=None if response is None else response.status_code or None,
         content_type=clean(headers.get("content-type", ""), 80),
         content_encoding=clean(headers.get("content-encoding", ""), 40),

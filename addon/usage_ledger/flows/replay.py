@@ -49,8 +49,7 @@ def judge(
         return None
     request, response = http_flow.request, _response(http_flow)
     tag = facts.get("tag") or (request.headers.get(tag_header) if tag_header else None)
-    # Loading rewrites host and port in reverse mode; the Host header still says where the request went.
-    record = rows.pending_record(http_flow, request.pretty_host, account, tag, writer)
+    record = rows.pending_record(http_flow, account, tag, writer)
     if request.raw_content:
         fields = read_request(request.raw_content, request.headers.get("content-encoding", ""))
         rows.add_request_fields(record, fields)

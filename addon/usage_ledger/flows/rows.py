@@ -58,14 +58,18 @@ def lasting_id(record: Record) -> str:
     return f"{start:013x}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def pending_record(flow: http.HTTPFlow, host: str, account: str, tag: str | None, writer: str) -> Record:
-    """Return the row of a request that is about to go upstream, by its headers alone."""
+def pending_record(flow: http.HTTPFlow, account: str, tag: str | None, writer: str) -> Record:
+    """Return the row of a request that is about to go upstream, by its headers alone.
+
+    Its host is the one of the Host header: in transparent mode mitmproxy's own is an address, loading a capture in
+    reverse mode replaces that, and a HAR does not have it.
+    """
     request = flow.request
     headers = folded(request.headers)
     record = Record(
         id=record_id(flow),
         occurred_at=moment(request.timestamp_start),
-        host=clean(host, 256),
+        host=clean(request.pretty_host, 256),
         path=clean(without_keys(request.path.partition("?")[0]), PATH_LIMIT),
         tag=text_or_none(without_keys(tag or "")),
         writer=writer,

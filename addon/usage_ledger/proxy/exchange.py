@@ -55,7 +55,7 @@ class Exchange:
             del http_flow.request.headers[settings.tag_header]
             note(http_flow, tag=tag)
         try:
-            self.record = rows.pending_record(http_flow, http_flow.request.host, settings.account, tag, writer.name)
+            self.record = rows.pending_record(http_flow, settings.account, tag, writer.name)
         except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
             self.record = rows.bare_record(http_flow, writer.name)
             self._report(error)
