@@ -49,7 +49,8 @@ def replayed(id_: str, **fields: Any) -> Entry:
         replayed("a"),
         Entry(record("other", origin="replay"), alias="a"),
         Entry(record("other", origin="replay", request_id="req_a"), identify=True),
-        Entry(record("other", origin="replay", request_id="req_a", message_id="msg_x"), identify=True),
+        Entry(record("other", origin="replay", request_id="req_a"), alias="har"),
+        Entry(record("other", "2026-10-06", origin="replay", request_id="req_a", message_id="msg_a"), identify=True),
         Entry(record("other", origin="replay", message_id="msg_b"), identify=True),
         Entry(record("other", origin="replay", message_id="msg_a"), identify=True),
         Entry(record("other", origin="replay", request_id="req_b", message_id="msg_b"), identify=True),
@@ -59,7 +60,7 @@ def replayed(id_: str, **fields: Any) -> Entry:
         Entry(record("other", origin="replay", host="x", path="/xx/messages"), identify=True, redacted=True),
     ],
     ids=[
-        *("capture", "capture after a HAR", "by request id", "by request id first", "by message id"),
+        *("capture", "capture after a HAR", "by request id", "a duplicated flow", "elsewhere", "by message id"),
         *("by message id alone", "by message id where the row had no other", "by its start"),
         *("by its start where the row had no ids", "a body that was not captured"),
         "redacted, by its start",
@@ -77,12 +78,13 @@ def test_a_replay_brings_no_archived_row_back(ledger: Path, tmp_path: Path, entr
     "entry",
     [
         Entry(record("live", request_id="req_a", message_id="msg_a")),
-        replayed("another", request_id="req_a"),
+        Entry(record("another", "2026-10-06", origin="replay", request_id="req_a", message_id="msg_a"), alias="har"),
+        Entry(record("other", "2026-10-06", origin="replay", request_id="req_a", message_id="msg_x"), identify=True),
         Entry(record("other", "2026-10-06", origin="replay", request_id="req_z", message_id="msg_a"), identify=True),
         Entry(record("other", "2026-10-06", origin="replay", message_id="msg_b"), identify=True),
     ],
     ids=[
-        *("live with the same ids", "another flow of a capture", "a HAR's other request"),
+        *("live with the same ids", "sent again", "a HAR's other request of the same id", "a HAR's other request"),
         "a HAR's other message of the same id",
     ],
 )

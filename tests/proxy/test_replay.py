@@ -404,6 +404,26 @@ def test_a_flow_whose_body_was_not_captured_touches_no_row_not_even_a_pending_on
     assert (row["usage_state"], row["review_reason"]) == ("missing", "body_not_captured")
 
 
+def test_a_flow_that_was_duplicated_in_mitmproxy_is_billed_once(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture, har = tmp_path / "capture.mitm", tmp_path / "flows.har"
+    proxy = start_proxy("-w", str(capture), "--set", f"hardump={har}")
+    ask(proxy, "normal")
+    proxy.stop()
+    before = rows_of(proxy.ledger)
+    with capture.open("rb") as file:
+        (flow,) = FlowReader(file).stream()
+    with capture.open("wb") as file:
+        for each in (flow.copy(), flow, flow.copy()):
+            FlowWriter(file).add(each)
+    replay(capture, proxy.ledger)
+    assert rows_of(proxy.ledger) == before
+    replay(capture, tmp_path / "other.db")
+    replay(har, tmp_path / "other.db")
+    assert [row["total_tokens"] for row in rows_of(tmp_path / "other.db")] == [2154]
+
+
 def test_the_host_is_the_one_that_was_asked_for_live_and_in_captures(
     tmp_path: Path, console: FakeConsole, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
 ) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.fake_console import NORMAL
 from scripts.real_proxy import replay, rows_of
+from tests.hars import har_entry, write_har
 
 DEMO = Path(__file__).parents[2] / "data" / "demo.mitm"
 
@@ -43,6 +45,17 @@ def test_so_have_those_of_a_relay_that_strips_request_ids(tmp_path: Path, har: P
     assert [row["occurred_at"] for row in before] == [row["occurred_at"] for row in known]
     replay(stripped, ledger)
     assert rows_of(ledger) == before
+
+
+def test_so_have_those_of_a_relay_that_calls_each_request_the_same(tmp_path: Path) -> None:
+    """Also where they began in one millisecond."""
+    starts = [f"2026-11-01T08:00:{second}+00:00" for second in ("00.123456", "00.123459", "09.000000")]
+    body = "".join(piece.decode() for piece in NORMAL)
+    entries = [har_entry(start, body, {"request-id": "req_1"}) for start in starts]
+    har, ledger = write_har(tmp_path / "relay.har", *entries), tmp_path / "usage.db"
+    for _ in range(2):
+        replay(har, ledger)
+        assert [row["total_tokens"] for row in rows_of(ledger)] == [2154] * 3
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["with request ids first", "without first"])

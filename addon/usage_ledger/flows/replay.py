@@ -63,11 +63,11 @@ def judge(
     entry.redacted = facts.get("redacted") is True
     if from_har:
         entry.identify = True
-        record.id = rows.lasting_id(record)
+        record.id = rows.lasting_id(http_flow, record)
         for iteration in entry.iterations:
             iteration.record_id = record.id
     else:
-        entry.alias = rows.lasting_id(record)
+        entry.alias = rows.lasting_id(http_flow, record)
     return Judged(entry, ending, verdict, captured)
 
 

@@ -7,7 +7,7 @@ build their rows here, so that a replayed flow finds its row and says the same.
 import hashlib
 import time
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -22,6 +22,7 @@ BODY_LIMIT = 64 * 1024 * 1024
 """Bytes of a streamed request body that are kept for its few fields."""
 
 PATH_LIMIT = 512
+_EPOCH = datetime.fromtimestamp(0, UTC)
 EVENT_STREAM = "text/event-stream"
 
 
@@ -48,13 +49,14 @@ def uuid_of(flow: http.HTTPFlow) -> UUID:
     return UUID(hex=flow_id)
 
 
-def lasting_id(record: Record) -> str:
-    """Return the id of a row whose flow has no lasting id (HAR), from what does last."""
-    if record.request_id or record.message_id:
-        key = f"{record.request_id or ''}\n{record.message_id if not record.request_id else ''}"
-    else:
-        key = f"{record.occurred_at}\n{record.host}\n{record.path}"
-    start = int(datetime.fromisoformat(record.occurred_at).timestamp() * 1000) * 1000
+def lasting_id(flow: http.HTTPFlow, record: Record) -> str:
+    """Return the id of a row whose flow has no lasting id (HAR), from what does last.
+
+    Its start is rounded to microseconds as mitmproxy does that in a HAR, so that a capture's flow comes to the same id.
+    """
+    ids = (record.request_id or "", record.message_id or "")
+    key = "\n".join(ids if any(ids) else (record.occurred_at, record.host, record.path))
+    start = (datetime.fromtimestamp(flow.request.timestamp_start, UTC) - _EPOCH) // timedelta(microseconds=1)
     return f"{start:013x}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 

@@ -1,6 +1,6 @@
 """Finding: the row that a replay of a flow would find, and whether the two say the same.
 
-Room: ledger. Imports its neighbours in this room. Finds rows as the writer does (`store`), and changes none.
+Room: ledger. Imports its neighbours in this room. Changes no row.
 """
 
 import json
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 def row_of(ledger: Reader, entry: Entry) -> Row | None:
     """Return the row that a replay of a flow would find; None where it would add one."""
-    row_id = _id_of(ledger, entry)
+    row_id = statements.found_id(ledger.connection, entry)
     found = ledger.having("id", [row_id], ("metadata", *COMPARED)) if row_id is not None else []
     if row_id is None or not found:
         return None
@@ -50,17 +50,6 @@ def differences(row: Row, entry: Entry) -> dict[str, tuple[Any, Any]]:
     """Return the columns in which a row and an entry differ: what the ledger has, and what the capture says."""
     told = {name: getattr(entry.record, name) for name in COMPARED}
     return {name: (row.columns[name], told[name]) for name in COMPARED if row.columns[name] != told[name]}
-
-
-def _id_of(ledger: Reader, entry: Entry) -> str | None:
-    asked = statements.identifying(entry) if entry.identify else []
-    ids = [entry.record.id] if entry.alias is None else [entry.record.id, entry.alias]
-    asked += [(statements.FIND_IDS, (json.dumps([each]),)) for each in ids]
-    for statement, values in asked:
-        found = ledger.connection.execute(statement, values).fetchone() if values[0] else None
-        if found:
-            return str(found[0])
-    return None
 
 
 def _flags(metadata: Any) -> dict[str, Any]:

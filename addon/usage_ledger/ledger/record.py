@@ -82,9 +82,9 @@ class Record(msgspec.Struct, array_like=True, kw_only=True):
 class Entry(msgspec.Struct):
     """What is handed to the writer: a record with its iterations, and how it finds its row.
 
-    `identify` is set for flows whose id is new at each read (HAR): the row is then found by request id, else message
-    id and start, else start, host and path, before the record's own id is used. `alias` is the id under which a HAR of
-    the same flow has made its row. `only_new` adds a row but changes none. `redacted`: who asked, and where, is filler
+    `identify` is set for flows whose id is new at each read (HAR), `alias` for those of a capture: it is the id under
+    which a HAR of the same flow has made its row. Either finds its row by what else lasts (`statements.finding`).
+    `only_new` adds a row but changes none. `redacted`: who asked, and where, is filler
     here, so that a row which is there keeps what it says of that.
     """
 

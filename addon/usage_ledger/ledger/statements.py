@@ -8,7 +8,7 @@ worse one: corrected > complete > none > partial > missing > pending, and that a
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import batched
 from typing import Any
@@ -111,52 +111,73 @@ WITHDRAW = """
 """
 """Remove the pending rows of requests that turned out to be answered by the proxy itself."""
 
-FIND_IDS = """
-    SELECT value FROM json_each(?1) WHERE value IN (SELECT id FROM usage_records)
-"""
-"""Which of these ids have rows."""
+FIND_BY_ID = "SELECT id FROM usage_records WHERE id = ?1"
 
 START = "occurred_at || ' ' || host || ' ' || path"
 """What a flow is known by that has no ids."""
 
-FIND_ARCHIVED = """
+
+def _same_start(row_id: str, first: str, last: str) -> str:
+    """SQL for whether a row began in the same microsecond as a flow, where its id tells that (`first` to `last`)."""
+    return f"(substr({row_id}, 14, 1) <> '-' OR substr({row_id}, 1, 13) BETWEEN {first} AND {last})"
+
+
+_ASKED_START = _same_start("record_id", "asked.value ->> 8", "asked.value ->> 9")
+
+FIND_ARCHIVED = f"""
     SELECT asked.value ->> 0 FROM json_each(?1) AS asked
     WHERE EXISTS (
         SELECT 1 FROM usage_archived WHERE record_id IN (asked.value ->> 1, asked.value ->> 2)
     ) OR EXISTS (
         SELECT 1 FROM usage_archived WHERE request_id = asked.value ->> 3
+        AND (message_id IS NULL OR asked.value ->> 4 IS NULL OR message_id = asked.value ->> 4)
+        AND (
+            (substr(start, 1, 24) = substr(asked.value ->> 5, 1, 24) AND {_ASKED_START})
+            OR (asked.value ->> 7 AND message_id = asked.value ->> 4)
+        )
     ) OR EXISTS (
         SELECT 1 FROM usage_archived WHERE message_id = asked.value ->> 4
-        AND substr(start, 1, 24) = substr(asked.value ->> 5, 1, 24)
+        AND substr(start, 1, 24) = substr(asked.value ->> 5, 1, 24) AND {_ASKED_START}
         AND (request_id IS NULL OR asked.value ->> 3 IS NULL)
-    ) OR EXISTS (
+    ) OR (asked.value ->> 7 AND EXISTS (
         SELECT 1 FROM usage_archived
         WHERE start IS NOT NULL  -- always so, but else SQLite does not take the index
         AND start >= iif(asked.value ->> 6, substr(asked.value ->> 5, 1, 24), asked.value ->> 5)
         AND start <= iif(asked.value ->> 6, substr(asked.value ->> 5, 1, 24) || '!', asked.value ->> 5)
-        AND length(start) = length(asked.value ->> 5)
+        AND length(start) = length(asked.value ->> 5) AND {_ASKED_START}
         AND (request_id IS NULL OR asked.value ->> 3 IS NULL)
         AND (message_id IS NULL OR asked.value ->> 4 IS NULL OR message_id = asked.value ->> 4)
-    )
+    ))
 """
-"""Which of these were archived: each a list of its number, its id, its alias, and, where its id does not last, its
-request id, its message id, its start and whether that is redacted. As `FIND_BY_…` find the rows that were not."""
+"""Which of these were archived: each a list of its number, its id, its alias, its request id, its message id, its
+start, whether that is redacted, whether its id does not last, and the microseconds of its start. As `FIND_BY_START` and
+`FIND_ELSEWHERE` find the rows that were not."""
 
-FIND_BY_REQUEST_ID = "SELECT id FROM usage_records WHERE request_id = ?1 ORDER BY occurred_at LIMIT 1"
-FIND_BY_MESSAGE_ID = """
+FIND_BY_START = f"""
     SELECT id FROM usage_records
-    WHERE message_id = ?1 AND occurred_at = ?3 AND (request_id IS NULL OR ?2 IS NULL OR request_id = ?2)
-    ORDER BY id LIMIT 1
-"""
-FIND_BY_START = """
-    SELECT id FROM usage_records
-    WHERE occurred_at = ?1 AND (
-            (host = ?2 AND path = ?3) OR (?6 AND length(host) = length(?2) AND length(path) = length(?3))
-        )
+    WHERE occurred_at = ?1 AND {_same_start("id", "?2", "?3")}
         AND (request_id IS NULL OR ?4 IS NULL OR request_id = ?4)
         AND (message_id IS NULL OR ?5 IS NULL OR message_id = ?5)
-    ORDER BY id LIMIT 1
+        AND (
+            +request_id = ?4 OR +message_id = ?5 OR (
+                ?6 AND ((host = ?7 AND path = ?8) OR (?9 AND length(host) = length(?7) AND length(path) = length(?8)))
+            )
+        )
+    ORDER BY request_id IS ?4 DESC, message_id IS ?5 DESC, id LIMIT 1
 """
+"""The row of a request that began at the same time and has an id of upstream's in common; of a flow whose own id does
+not last, also one that went to the same place, where no id says otherwise."""
+
+_SHARED_BY_MANY = 100  # rows of a relay that calls each request the same; more of them are not looked at
+
+FIND_ELSEWHERE = f"""
+    SELECT id FROM (SELECT * FROM usage_records WHERE request_id = ?1 LIMIT {_SHARED_BY_MANY})
+    WHERE message_id = ?2 AND occurred_at <> ?3 AND occurred_at <= ?4 AND coalesce(completed_at, ?3) >= ?3
+        AND (usage_state <> 'complete' OR ?5 <> 'complete' OR usage_raw IS ?6)
+    ORDER BY occurred_at LIMIT 1
+"""
+"""The row of a request that was seen at another place, and so at another time, while it was under way here, with the
+same usage: some relays call each request and each message the same."""
 
 
 def ids_told(entry: Entry) -> tuple[str | None, str | None]:
@@ -168,17 +189,45 @@ def ids_told(entry: Entry) -> tuple[str | None, str | None]:
     return request_id, message_id
 
 
-def identifying(entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
-    """Return what finds the row of a flow whose id does not last, best first: statements with their values.
+def started(entry: Entry) -> tuple[str, str]:
+    """Return between which microseconds a flow began, as they stand in the ids of rows.
 
-    Where the first of its values is not known, a statement finds nothing. Filler is as long as what it stands for.
+    A capture has them as a fraction, which an id cuts off and a HAR rounds.
     """
-    record, (request_id, message_id) = entry.record, ids_told(entry)
-    return [
-        (FIND_BY_REQUEST_ID, (request_id,)),
-        (FIND_BY_MESSAGE_ID, (message_id, request_id, record.occurred_at)),
-        (FIND_BY_START, (record.occurred_at, record.host, record.path, request_id, message_id, entry.redacted)),
-    ]
+    told = entry.record.id[:13]
+    try:
+        start = int(told, 16) if entry.record.id[13:14] == "-" else None
+    except ValueError:
+        start = None
+    return ("", "~") if start is None else (f"{start - 1:013x}", f"{start + 1:013x}")
+
+
+def finding(entry: Entry) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yield what finds the row of a flow that is read again, best first: statements with their values.
+
+    Filler is as long as what it stands for.
+    """
+    record, ids = entry.record, ids_told(entry)
+    if not entry.identify:
+        yield FIND_BY_ID, (record.id,)
+        yield FIND_BY_ID, (entry.alias,)
+    if entry.identify or any(ids):
+        where = (record.host, record.path, entry.redacted)
+        yield FIND_BY_START, (record.occurred_at, *started(entry), *ids, entry.identify, *where)
+    if entry.identify and all(ids):
+        under_way = record.occurred_at, record.completed_at or record.occurred_at
+        yield FIND_ELSEWHERE, (*ids, *under_way, record.usage_state, record.usage_raw)
+    if entry.identify:
+        yield FIND_BY_ID, (record.id,)
+
+
+def found_id(connection: sqlite3.Connection, entry: Entry) -> str | None:
+    """Return the id of the row that a flow which is read again already has; None where it has none."""
+    for statement, values in finding(entry):
+        found = connection.execute(statement, values).fetchone()
+        if found:
+            return str(found[0])
+    return None
 
 
 PENDING_WRITERS = "SELECT DISTINCT writer FROM usage_records WHERE usage_state = 'pending'"

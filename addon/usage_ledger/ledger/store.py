@@ -85,7 +85,6 @@ class Store:
         with self.transaction():
             # What is read again may have been archived, also a moment ago. A live request gets its row in any case.
             entries = self.without_archived(entries, _may_be_known)
-            self._find_aliases(entries)
             for plain, run in groupby(entries, _is_plain):
                 if plain:
                     self._upsert(list(run))
@@ -111,8 +110,9 @@ class Store:
 
     def _write_special(self, entry: Entry) -> None:
         """Write an entry that has to find its row first, may only add one, is redacted, or has iterations."""
-        if entry.identify:
-            self._identify(entry)
+        row_id = statements.found_id(self.connection, entry) if entry.identify or entry.alias is not None else None
+        if row_id is not None:
+            _rename(entry, row_id)
         upsert = statements.upsert_redacted if entry.redacted else statements.upsert
         statement = statements.insert_new if entry.only_new else upsert
         changed = self.connection.execute(f"{statement(1)} RETURNING id", statements.values([entry.record])).fetchall()
@@ -124,7 +124,8 @@ class Store:
         asked = [
             (
                 *(place, entry.record.id, entry.alias),
-                *((*statements.ids_told(entry), _start(entry), entry.redacted) if entry.identify else ()),
+                *(*statements.ids_told(entry), _start(entry), entry.redacted, entry.identify),
+                *statements.started(entry),
             )
             for place, entry in enumerate(entries)
             if may_be(entry)
@@ -133,24 +134,6 @@ class Store:
             return entries
         found = {row[0] for row in self.connection.execute(statements.FIND_ARCHIVED, (_as_json(asked),))}
         return [entry for place, entry in enumerate(entries) if place not in found]
-
-    def _find_aliases(self, entries: list[Entry]) -> None:
-        """Give an entry without a row the id of the row that a HAR of the same flow has made."""
-        aliased = [(entry.alias, entry) for entry in entries if entry.alias is not None]
-        if aliased:
-            ids = [each for alias, entry in aliased for each in (alias, entry.record.id)]
-            found = {row[0] for row in self.connection.execute(statements.FIND_IDS, (_as_json(ids),))}
-            for alias, entry in aliased:
-                if alias in found and entry.record.id not in found:
-                    _rename(entry, alias)
-
-    def _identify(self, entry: Entry) -> None:
-        """Give an entry whose flow id does not last the id of the row that it already has."""
-        for statement, values in statements.identifying(entry):
-            found = self.connection.execute(statement, values).fetchone() if values[0] else None
-            if found:
-                _rename(entry, found[0])
-                return
 
     def probe(self) -> None:
         """Find out whether the ledger can be written, by writing something that changes nothing."""
@@ -200,7 +183,7 @@ def _rename(entry: Entry, row_id: str) -> None:
 
 def _is_plain(entry: Entry) -> bool:
     """Whether one statement can write this entry together with others."""
-    return not (entry.iterations or entry.identify or entry.only_new or entry.redacted)
+    return not (entry.iterations or entry.identify or entry.alias or entry.only_new or entry.redacted)
 
 
 def _may_be_known(entry: Entry) -> bool:
