@@ -1,6 +1,8 @@
 """HAR files that are replayed: flows have new ids at each read, and still one row each."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ import pytest
 from scripts.fake_console import NORMAL
 from scripts.real_proxy import replay, rows_of
 from tests.hars import har_entry, write_har
+from tests.proxy.test_replay_redacted import redacted
 
 DEMO = Path(__file__).parents[2] / "data" / "demo.mitm"
+BODY = "".join(piece.decode() for piece in NORMAL)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,7 @@ def test_so_have_those_of_a_relay_that_strips_request_ids(tmp_path: Path, har: P
 def test_so_have_those_of_a_relay_that_calls_each_request_the_same(tmp_path: Path) -> None:
     """Also where they began in one millisecond."""
     starts = [f"2026-11-01T08:00:{second}+00:00" for second in ("00.123456", "00.123459", "09.000000")]
-    body = "".join(piece.decode() for piece in NORMAL)
-    entries = [har_entry(start, body, {"request-id": "req_1"}) for start in starts]
+    entries = [har_entry(start, BODY, {"request-id": "req_1"}) for start in starts]
     har, ledger = write_har(tmp_path / "relay.har", *entries), tmp_path / "usage.db"
     for _ in range(2):
         replay(har, ledger)
@@ -68,3 +71,37 @@ def test_the_same_traffic_with_and_without_request_ids_has_one_row_a_request(
     count = len(rows_of(ledger))
     replay(files[order[1]], ledger)
     assert len(rows_of(ledger)) == count == len(json.loads(DEMO.with_suffix(".json").read_text()))
+
+
+NOT_UPSTREAM = [
+    har_entry("2026-11-01T08:00:00.000001+00:00", BODY),
+    har_entry("2026-11-01T08:00:01.000001+00:00", BODY, server=None),
+    har_entry("2026-11-01T08:00:02.000001+00:00", status=0, server=None),
+]
+
+
+def said(saved: Path, *arguments: str) -> list[str]:
+    """What `inspect` says of each flow."""
+    command = [sys.executable, "-m", "usage_ledger", "inspect", str(saved), "--format", "json", *arguments]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return [each["row"] and each["row"]["usage_state"] for each in found]
+
+
+def test_what_never_went_upstream_is_not_billed_where_a_har_tells(tmp_path: Path) -> None:
+    """mitmproxy names the server wherever there was one: an answer without is its own, as of a server replay."""
+    har, ledger = write_har(tmp_path / "flows.har", *NOT_UPSTREAM), tmp_path / "usage.db"
+    replay(har, ledger)
+    assert [row["usage_state"] for row in rows_of(ledger)] == ["complete", "none"]
+    readable = tmp_path / "readable.mitm"
+    assert said(har, "--save", str(readable)) == ["complete", None, "none"]
+    assert said(readable) == ["complete", None, "none"]
+    replay(readable, tmp_path / "other.db")
+    assert [row["usage_state"] for row in rows_of(tmp_path / "other.db")] == ["complete", "none"]
+    assert said(redacted(har)) == ["complete", None, "none"]
+
+
+def test_where_a_har_is_of_another_programs_which_may_not_name_servers_each_request_has_a_row(tmp_path: Path) -> None:
+    har, ledger = write_har(tmp_path / "flows.har", *NOT_UPSTREAM, creator="Insomnia"), tmp_path / "usage.db"
+    replay(har, ledger)
+    assert [row["usage_state"] for row in rows_of(ledger)] == ["complete", "complete", "missing"]
+    assert said(har) == ["complete", "complete", "missing"]

@@ -1,6 +1,7 @@
 """Files: saved flows, one at a time, from whatever of a file can be read.
 
-Room: flows. Imports mitmproxy. Reads what `mitmdump -w` writes, of any version that this mitmproxy knows, and HAR.
+Room: flows. Imports mitmproxy and its neighbours in this room. Reads what `mitmdump -w` writes, of any version that
+this mitmproxy knows, and HAR.
 Promises that memory does not grow with the file (a HAR is one JSON text and has to fit), that every flow that can be
 read is, also behind a damaged place, and that what cannot be read is told at the end as one `CaptureError`.
 """
@@ -17,6 +18,8 @@ from mitmproxy import flow, version
 from mitmproxy.io import compat, tnetstring
 from mitmproxy.io.har import request_to_flow
 
+from usage_ledger.flows.notes import note_not_connected
+
 type Progress = Callable[[int], object]
 """Is told how many bytes were read since it was called last."""
 
@@ -25,6 +28,8 @@ _LENGTH = re.compile(rb"([1-9][0-9]{1,11}):")
 _BEGINNING = re.compile(rb"(?<![0-9])[1-9][0-9]{1,11}:[0-9]{1,2}:[a-z_]{2,32}[;,]")
 """How a saved flow begins: its length, then the name of its first field. Parts of flows begin so too."""
 _LONGEST_BEGINNING = 64
+_OF_MITMPROXYS = re.compile(rb'"creator":\s*\{\s*"name":\s*"mitmproxy"')
+_HEAD = 4096
 _NO_FLOWS = "there is neither a flow of mitmproxy's nor a HAR in it"
 
 
@@ -60,6 +65,15 @@ def saved_flows(path: Path, progress: Progress = _ignore) -> Iterator[flow.Flow]
                 yield from _flows_of_file(path, file, progress)
     except OSError as error:
         raise CaptureError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def is_har_of_mitmproxys(path: Path) -> bool:
+    """Whether mitmproxy has made a HAR: it then names the server of each request that went to one."""
+    try:
+        with path.open("rb") as file:
+            return _OF_MITMPROXYS.search(file.read(_HEAD)) is not None
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -160,9 +174,12 @@ def _flows_of_har(path: Path, file: BinaryIO) -> Iterator[flow.Flow]:
     except (LookupError, TypeError) as error:
         raise CaptureError(f"{path} is JSON, but no HAR") from error
     bad = 0
+    names_servers = is_har_of_mitmproxys(path)
     for entry in entries:
         try:
             found = request_to_flow(entry)
+            if names_servers and found.server_conn.address is None:
+                note_not_connected(found)
         except Exception:  # noqa: BLE001 - entries that lack what a HAR has make mitmproxy raise anything
             bad += 1
         else:

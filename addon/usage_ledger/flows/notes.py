@@ -34,3 +34,16 @@ def is_noted(flow: http.HTTPFlow) -> bool:
 def forget(flow: http.HTTPFlow) -> None:
     """Drop the notes of a flow: it goes upstream once more."""
     flow.metadata.pop(_KEY, None)
+
+
+_NOT_CONNECTED = "usage_ledger_not_connected"  # apart from the notes, which say that a proxy has metered the flow
+
+
+def note_not_connected(flow: http.HTTPFlow) -> None:
+    """Note of a HAR's flow that it names no server, and is of a HAR that names one wherever there was a connection."""
+    flow.metadata[_NOT_CONNECTED] = True
+
+
+def is_not_connected(flow: http.HTTPFlow) -> bool:
+    """Whether a HAR's flow is known to have had no connection to upstream."""
+    return flow.metadata.get(_NOT_CONNECTED) is True

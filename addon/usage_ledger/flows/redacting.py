@@ -17,7 +17,7 @@ from mitmproxy import flow, http
 from mitmproxy.net.http import status_codes
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from usage_ledger.flows.notes import note, noted
+from usage_ledger.flows.notes import is_not_connected, note, note_not_connected, noted
 from usage_ledger.flows.replay import ANY_ENCODING, Judged, client_left, is_from_har, judge
 from usage_ledger.flows.rows import uuid_of
 from usage_ledger.messages import COUNT_NAMES, Ending
@@ -209,8 +209,10 @@ def _redacted_header(name: str, value: str) -> tuple[bytes, bytes]:
 
 
 def _redact_surroundings(http_flow: http.HTTPFlow, from_har: bool) -> None:
-    notes = _redacted_notes(noted(http_flow))
+    notes, not_connected = _redacted_notes(noted(http_flow)), is_not_connected(http_flow)
     http_flow.metadata.clear()
+    if not_connected:
+        note_not_connected(http_flow)
     note(http_flow, **notes, redacted=True)
     http_flow.is_replay = http_flow.is_replay if http_flow.is_replay in ("request", "response") else None
     http_flow.comment = http_flow.marked = ""

@@ -12,7 +12,7 @@ import msgspec
 from mitmproxy import flow, http
 
 from usage_ledger.flows import rows
-from usage_ledger.flows.notes import REFUSED_HEADER, noted
+from usage_ledger.flows.notes import REFUSED_HEADER, is_not_connected, noted
 from usage_ledger.ledger.finding import Row
 from usage_ledger.ledger.record import Entry
 from usage_ledger.messages import Ending, MessageReader, Reason, State, Verdict, body_not_captured, read_request
@@ -129,6 +129,8 @@ def _ending(http_flow: http.HTTPFlow, facts: dict[str, object], from_har: bool) 
         return Ending[noted]
     if request.timestamp_end is None and error is not None:
         return None  # the client aborted its upload: nothing went upstream
+    if from_har and is_not_connected(http_flow):
+        return Ending.NOT_SENT if response is None else None
     server = http_flow.server_conn
     connected = server.timestamp_tcp_setup is not None or server.timestamp_start is not None
     if response is None:

@@ -11,16 +11,19 @@ makes up for those that may have been missed before it, and a sweep settles what
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable
+from pathlib import Path
 from weakref import WeakSet
 
 from mitmproxy import contentviews, ctx, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.errorcheck import ErrorCheckHandler
 
+from usage_ledger.flows.files import is_har_of_mitmproxys
 from usage_ledger.flows.metered import is_chosen, metered
-from usage_ledger.flows.notes import is_noted, note
-from usage_ledger.flows.replay import judge
+from usage_ledger.flows.notes import is_noted, note, note_not_connected
+from usage_ledger.flows.replay import is_from_har, judge
 from usage_ledger.flows.rows import log_line
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
@@ -203,6 +206,8 @@ class UsageLedger:
         settings, writer = self._ready(), self._writer()
         try:
             chosen = metered(flow, settings.flow_filter)
+            if is_from_har(flow) and flow.server_conn.address is None and _reads_har_of_mitmproxys():
+                note_not_connected(flow)
             judged = judge(flow, settings.account, settings.tag_header, writer.name) if chosen is not None else None
         except Exception as error:  # noqa: BLE001 - a damaged capture may hold anything
             _log.warning(f"usage ledger: flow {flow.id} of the capture is damaged ({error!r}), and leaves no row")
@@ -243,6 +248,12 @@ def _remember(flow: http.HTTPFlow) -> None:
     """Mark a flow as this proxy's own traffic, which it stays when it is no longer live."""
     if flow.live:
         _live.add(flow)
+
+
+def _reads_har_of_mitmproxys() -> bool:
+    """Whether the file that this program was told to read (`-r`) is a HAR that mitmproxy has made."""
+    path = getattr(ctx.options, "rfile", None)
+    return bool(path) and is_har_of_mitmproxys(Path(os.path.expanduser(str(path))))  # as mitmproxy does
 
 
 async def _stored(outcome: "asyncio.Future[bool] | None") -> None:
