@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
+from mitmproxy.io import FlowReader
 
 from scripts.fake_console import NORMAL
-from scripts.real_proxy import replay, rows_of
+from scripts.real_proxy import Proxy, replay, rows_of
 from tests.hars import har_entry, write_har
 from tests.proxy.test_replay_redacted import redacted
 
@@ -105,3 +108,34 @@ def test_where_a_har_is_of_another_programs_which_may_not_name_servers_each_requ
     replay(har, ledger)
     assert [row["usage_state"] for row in rows_of(ledger)] == ["complete", "complete", "missing"]
     assert said(har) == ["complete", "complete", "missing"]
+
+
+def test_a_har_that_holds_no_body_touches_no_row_and_takes_its_word_for_it(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    """So is one that mitmproxy makes of streams without this addon, and one of Firefox's."""
+    whole, har = tmp_path / "whole.har", tmp_path / "flows.har"
+    proxy = start_proxy("--set", f"hardump={whole}")
+    ask(proxy, "normal")
+    proxy.stop()
+    before = rows_of(proxy.ledger)
+    fields = json.loads(whole.read_text())
+    (entry,) = fields["log"]["entries"]
+    for content in ({"text": ""}, {}):
+        entry["response"]["content"] = content
+        har.write_text(json.dumps(fields))
+        assert "flagged" not in replay(har, proxy.ledger).replace("0 flagged", "")
+        assert rows_of(proxy.ledger) == before
+        assert said(har) == ["missing"]
+        replay(har, tmp_path / "other.db")
+        (row,) = rows_of(tmp_path / "other.db")
+        assert (row["usage_state"], row["review_reason"]) == ("missing", "body_not_captured")
+
+
+def test_no_comment_says_how_a_response_ended_that_a_har_does_not_tell(tmp_path: Path) -> None:
+    half, saved = "".join(piece.decode() for piece in NORMAL[:3]), tmp_path / "saved.mitm"
+    replay(write_har(tmp_path / "half.har", har_entry(body=half)), tmp_path / "usage.db", "-w", str(saved))
+    with saved.open("rb") as file:
+        (flow,) = FlowReader(file).stream()
+    assert "a HAR does not tell why" in flow.comment
+    assert "normally" not in flow.comment

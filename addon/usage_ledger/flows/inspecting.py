@@ -27,7 +27,7 @@ class Inspection(msgspec.Struct, kw_only=True):
     """One captured flow of a metered request.
 
     `entry` is what a replay would hand to the ledger, None where the flow leaves no row. `request` has the columns of
-    the request alone. `is_end_told`: the capture tells how the response ended; a HAR tells no more than what came.
+    the request alone. `is_end_told`: the capture tells how the response ended (`Judged`).
     `events` are those that say something of usage, or all of them where that was asked for; `seen` counts them all,
     and is `None` where there were more than were looked at. `body_bytes` are of the body as captured, None where it was
     not; `decoded_bytes` None where it was not read.
@@ -110,8 +110,7 @@ def inspect(
             found.why = "the client aborted its upload, so that nothing went upstream, which leaves no row"
         return found
     found.entry, found.ending, found.request = judged.entry, judged.ending, judged.entry.record
-    found.is_end_told = judged.ending is not Ending.FINISHED or not is_from_har(http_flow)
-    found.verdict, found.captured = judged.verdict, judged.captured
+    found.verdict, found.captured, found.is_end_told = judged.verdict, judged.captured, judged.is_end_told
     duration = judged.entry.record.duration_ms
     found.seconds = None if duration is None else duration / 1000
     found.why = in_words(judged.verdict, found.http_status, found.seconds, found.seen, found.is_end_told)

@@ -22,12 +22,17 @@ ANY_ENCODING = "br"
 
 
 class Judged(NamedTuple):
-    """A captured flow: what the ledger is handed for it, and why. `captured`: the capture holds what it takes."""
+    """A captured flow: what the ledger is handed for it, and why.
+
+    `captured`: the capture holds what it takes. `is_end_told`: it tells how the response ended; a HAR tells no more
+    than what came.
+    """
 
     entry: Entry
     ending: Ending
     verdict: Verdict
     captured: bool
+    is_end_told: bool
 
 
 def judge(
@@ -68,7 +73,7 @@ def judge(
             iteration.record_id = record.id
     else:
         entry.alias = rows.lasting_id(http_flow, record)
-    return Judged(entry, ending, verdict, captured)
+    return Judged(entry, ending, verdict, captured, is_end_told=not from_har or ending is not Ending.FINISHED)
 
 
 def as_stored(judged: Judged, row: Row) -> Judged:
@@ -97,13 +102,16 @@ def _verdict(
     if response is None or response.status_code >= 400:
         status = None if response is None else response.status_code
         return MessageReader().verdict(ending, status, rows.day(http_flow)), True
+    from_har = is_from_har(http_flow)
     if not isinstance(captured, bool):
-        # `-w` without this addon saves streamed flows without their body: whatever went by is not known here.
-        captured = bool(response.raw_content) or (response.raw_content is not None and ending is Ending.FINISHED)
+        # `-w` without this addon saves streamed flows without their body: whatever went by is not known here. In a HAR
+        # a body that is not there and one that is empty look the same.
+        is_empty = response.raw_content == b"" and ending is Ending.FINISHED and not from_har
+        captured = bool(response.raw_content) or is_empty
     if not captured:
         return body_not_captured(), False
     encoding = response.headers.get("content-encoding", "")
-    if is_from_har(http_flow):
+    if from_har:
         encoding = encoding or ANY_ENCODING  # reading a HAR drops the header also where the body could not be decoded
     reader = reader_for(encoding)
     reader.feed(response.raw_content or b"")

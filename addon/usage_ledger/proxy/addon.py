@@ -219,7 +219,7 @@ class UsageLedger:
         line, warns = log_line(judged.entry.record)
         _log.log(logging.WARNING if warns else logging.INFO, line)
         duration = judged.entry.record.duration_ms
-        mark(flow, judged.verdict, None if duration is None else duration / 1000)
+        mark(flow, judged.verdict, None if duration is None else duration / 1000, judged.is_end_told)
         await self._replaying.add(judged.entry, writer)
 
     def _is_metered(self, flow: http.HTTPFlow) -> bool:

@@ -19,16 +19,16 @@ FLAGGED_FILTER = f'~comment "{_FLAGGED}"'
 """The filter expression that finds flagged flows."""
 
 
-def mark(flow: http.HTTPFlow, verdict: Verdict, seconds: float | None) -> None:
+def mark(flow: http.HTTPFlow, verdict: Verdict, seconds: float | None, is_end_told: bool = True) -> None:
     """Mark a flow whose row is flagged, and say why in its comment, in place of what was said of it before.
 
-    `seconds`: from the request's start to its end. Where the flow's notes say that its body was longer than is kept
-    (`over_limit`), the comment tells that in any case.
+    `seconds`: from the request's start to its end. `is_end_told`: it is known how that was. Where the flow's notes say
+    that its body was longer than is kept (`over_limit`), the comment tells that in any case.
     """
     status = None if flow.response is None else flow.response.status_code
     over_limit = noted(flow).get("over_limit") is True
     if verdict.reason:
-        why = in_words(verdict, status, seconds)
+        why = in_words(verdict, status, seconds, is_end_told=is_end_told)
         _say(flow, f"{_FLAGGED}{verdict.reason}: {why}{f'; {_OVER_LIMIT}' if over_limit else ''}")
         if not flow.marked:
             flow.marked = MARK
