@@ -29,6 +29,7 @@ def judged(flow: http.HTTPFlow) -> dict[str, object]:
     fields = fields_of(inspect(flow, all_events=True))
     row = fields["row"] or {}
     told = {name: value for name, value in row.items() if name not in ("api_key_hint", "session_id", "tag")}
+    told.get("metadata", {}).pop("_redacted", None)
     events = [(each["offset"], each["size"], each["kind"] in KINDS, masked(each["usage"])) for each in fields["events"]]
     return {**told, "why": without_texts(fields["why"]), "iterations": fields["iterations"], "events": events}
 

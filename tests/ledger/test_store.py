@@ -152,6 +152,27 @@ def test_a_partial_row_takes_a_larger_lower_bound(books: Books, old: int, new: i
     assert (after == before) == (kept == old)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "replaced"),
+    [
+        ({}, {}, True),
+        ({"usage_state": "complete"}, {"usage_state": "missing"}, False),
+        ({"total_tokens": 8}, {"total_tokens": 7}, False),
+        ({"metadata": '{"_redacted":true,"_accepted":true}'}, {}, False),
+        ({"metadata": '{"_redacted":true,"_manually_updated":true}'}, {}, False),
+        ({"metadata": "{}"}, {}, False),
+        ({"metadata": "no JSON"}, {}, False),
+        ({}, {"metadata": '{"_redacted":true}'}, False),
+    ],
+)
+def test_a_row_of_a_redacted_capture_gives_way_to_the_real_one_if_that_knows_as_much(
+    books: Books, old: dict[str, Any], new: dict[str, Any], replaced: bool
+) -> None:
+    books.write(record(**{"usage_state": "partial", "metadata": '{"_redacted":true}', "host": "xxx", **old}))
+    books.write(record(**{"usage_state": "partial", **new}))
+    assert (books.row()["host"] == "api.anthropic.com") is replaced
+
+
 @pytest.mark.parametrize("state", ["missing", "none", "complete"])
 def test_a_larger_count_alone_makes_no_row_better(books: Books, state: str) -> None:
     books.write(settled(state, "old", total_tokens=1))

@@ -1,5 +1,6 @@
 """A redacted capture that is replayed makes rows better, and takes filler for nobody's name."""
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -114,3 +115,19 @@ def test_flows_of_a_har_find_their_rows_under_filler(tmp_path: Path, told: tuple
     forget_usage(ledger)
     replay(redacted(har), ledger)
     assert settled(ledger) == before
+
+
+def test_a_row_that_was_made_of_a_redacted_capture_gives_way_to_the_real_one(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    capture, ledger = tmp_path / "capture.mitm", tmp_path / "new.db"
+    proxy = start_proxy("-w", str(capture), "--set", "usage_tag_header=x-team")
+    headers = {"x-team": "blue", "x-claude-code-session-id": "0b5a6f0e-session"}
+    for scenario in ("normal", "iterations", "without_usage", "rate_limited"):
+        ask(proxy, scenario, "/tenant-of-mine/v1/messages", **headers)
+    proxy.stop()
+    replay(redacted(capture), ledger)
+    assert {(row["tag"], json.loads(row["metadata"])["_redacted"]) for row in rows_of(ledger)} == {("xxxx", True)}
+    for saved in (capture, capture.with_suffix(".shared.mitm")):
+        replay(saved, ledger)
+        assert settled(ledger) == settled(proxy.ledger)

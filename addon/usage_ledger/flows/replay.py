@@ -66,6 +66,8 @@ def judge(
         record.response_bytes = size if type(size) is int and size >= 0 else len(response.raw_content)
     entry.only_new = not captured or not has_ended(http_flow)
     entry.redacted = facts.get("redacted") is True
+    if entry.redacted:
+        rows.add_flag(record, "_redacted")
     if from_har:
         entry.identify = True
         record.id = rows.lasting_id(http_flow, record)

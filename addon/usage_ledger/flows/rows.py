@@ -120,6 +120,11 @@ def settled_entry(
     return Entry(record, iteration_rows(record.id, verdict))
 
 
+def add_flag(record: Record, name: str) -> None:
+    """Add a flag to a record's metadata."""
+    record.metadata = _as_json({**msgspec.json.decode(record.metadata), name: True})
+
+
 def unjudged_entry(record: Record, flow: http.HTTPFlow, ending: Ending) -> Entry:
     """Return what the ledger is handed for a request on which a rule of ours failed: flagged, and nothing guessed."""
     reader = MessageReader()

@@ -4,7 +4,8 @@ Room: ledger. Imports its neighbours in this room. One statement a batch crosses
 lock is given up once and the proxy's event loop is not disturbed per row. Values of records are bound one by one, which
 takes a third of the time of one JSON text that SQLite takes apart. Promises that a row is never replaced by a
 worse one: corrected > complete > none > partial > missing > pending, and that a row of the same worth changes nothing
-(but a partial row takes a larger lower bound, and a pending row what its own writer has learnt since).
+(but a partial row takes a larger lower bound, a pending row what its own writer has learnt since, and one that was made
+of a redacted capture the real one).
 """
 
 import sqlite3
@@ -49,16 +50,39 @@ def _unless_filler(name: str) -> str:
     return f"CASE WHEN trim({_NEW}.{name}, 'x') = '' THEN {_OLD}.{name} ELSE {_improved(name)} END"
 
 
+def _told(row: str, name: str) -> str:
+    """SQL for a field of a row's metadata, which another program may have broken."""
+    return f"CASE WHEN json_valid({row}.metadata) THEN json_extract({row}.metadata, '$.{name}') END"
+
+
+_IS_FILLER = f"({_told(_OLD, '_redacted')} IS 1)"
+_METADATA_BY_REDACTED = f"""
+    CASE WHEN {_IS_FILLER} OR NOT json_valid({_OLD}.metadata) THEN {_NEW}.metadata ELSE json_patch(
+        json_remove({_NEW}.metadata, '$._redacted'),
+        json_patch('{{}}', json_object(
+            'user_agent', json_extract({_OLD}.metadata, '$.user_agent'),
+            'rate_limits', json_extract({_OLD}.metadata, '$.rate_limits')
+        ))
+    ) END
+"""
+
 _CHANGING = [name for name in COLUMNS if name not in ("id", "occurred_at")]
 _SET = ", ".join(f"{name} = {_improved(name)}" for name in _CHANGING)
-_SET_BY_REDACTED = ", ".join(f"{name} = {_unless_filler(name)}" for name in _CHANGING if name not in _WHO)
+_SET_BY_REDACTED = ", ".join(
+    f"{name} = {_METADATA_BY_REDACTED if name == 'metadata' else _unless_filler(name)}"
+    for name in _CHANGING
+    if name not in _WHO
+)
 _BETTER = f"""
-    CASE WHEN json_valid({_OLD}.metadata) THEN json_extract({_OLD}.metadata, '$._manually_updated') END IS NOT 1 AND (
+    {_told(_OLD, "_manually_updated")} IS NOT 1 AND (
         {_rank(_NEW)} > {_rank(_OLD)}
         OR ({_NEW}.usage_state = 'partial' AND {_OLD}.usage_state = 'partial'
             AND {_NEW}.total_tokens > {_OLD}.total_tokens)
         OR ({_NEW}.usage_state = 'pending' AND {_OLD}.usage_state = 'pending'
             AND {_OLD}.writer = {_NEW}.writer AND ({_NEW}.usage_raw IS NOT NULL OR {_OLD}.usage_raw IS NULL))
+        OR ({_IS_FILLER} AND json_extract({_NEW}.metadata, '$._redacted') IS NOT 1
+            AND {_rank(_NEW)} >= {_rank(_OLD)} AND {_NEW}.total_tokens >= {_OLD}.total_tokens
+            AND {_told(_OLD, "_accepted")} IS NOT 1)
     )
 """
 _ROW = f"({', '.join('?' * len(COLUMNS))})"
