@@ -284,3 +284,61 @@ def test_a_key_in_a_place_that_is_kept_is_filled() -> None:
     flow.request.raw_content = json.dumps({"model": key, "id": key, "messages": [{"role": key, "type": key}]}).encode()
     redact(flow)
     assert key.encode() not in saved(flow)
+
+
+PLAIN = {
+    "accept": "application/json, text/event-stream;q=0.9",
+    "accept-encoding": "gzip, deflate, br, zstd",
+    "anthropic-beta": "claude-code-20250219,oauth-2025-04-20,fine-grained-tool-streaming-2025-05-14",
+    "anthropic-organization-id": "00000000-aaaa-4bbb-8ccc-0123456789ab",
+    "anthropic-ratelimit-input-tokens-reset": "2026-11-25T00:00:01Z",
+    "anthropic-ratelimit-unified-5h-utilization": "0.25",
+    "anthropic-ratelimit-unified-status": "allowed_warning",
+    "anthropic-version": "2023-06-01",
+    "cache-control": "no-cache",
+    "date": "Wed, 25 Nov 2026 00:00:01 GMT",
+    "request-id": "req_011CQabcDEF",
+    "retry-after": "2.5",
+    "user-agent": "claude-cli/2.1.0 (external, cli)",
+    "x-app": "cli",
+    "x-stainless-os": "Linux",
+    "x-stainless-package-version": "0.60.0",
+    "x-stainless-runtime-version": "v24.3.0",
+}
+"""Headers as Claude Code, the SDKs and Anthropic send them."""
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_header_that_matters_keeps_its_known_words_and_no_other(name: str) -> None:
+    word = "sk-internal-7Kw" if not name.endswith("-id") else "Jane%Doe"
+    flow = sample()
+    flow.request.headers = http.Headers(
+        [(name.encode(), PLAIN[name].encode()), (name.encode(), f"{PLAIN[name]}, {word}".encode())]
+    )
+    redact(flow)
+    assert flow.request.headers.get_all(name) == [PLAIN[name], f"{PLAIN[name]}, {'x' * len(word)}"]
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "Anthropic/Python 2.12.0",
+        "Anthropic/JS 0.60.0",
+        "AsyncAnthropic/Python 0.34.2",
+        "curl/8.5.0",
+        "python-httpx/0.27.2",
+    ],
+)
+def test_a_known_client_keeps_its_name(agent: str) -> None:
+    flow = sample()
+    flow.request.headers["user-agent"] = f"{agent} (Janes-Laptop)"
+    redact(flow)
+    assert flow.request.headers["user-agent"] == f"{agent} ({'x' * 12})"
+
+
+@pytest.mark.parametrize("name", ["anthropic-ratelimit-jane", "x-stainless-jane", "anthropic-ratelimit-input-janes"])
+def test_nor_does_the_name_of_a_header_that_nobody_knows(name: str) -> None:
+    flow = sample()
+    flow.request.headers[name] = "1"
+    redact(flow)
+    assert b"jane" not in saved(flow)

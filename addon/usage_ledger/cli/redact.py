@@ -26,9 +26,9 @@ def redact(source: Path, target: Path, chosen: "RequestFilter | None") -> int:
 
     Keys, cookies, prompts, completions, tool names and inputs, images, signatures, hosts and paths but Anthropic's and
     this machine's, and whatever else is not known to be harmless become filler of the same length. Event structure,
-    sizes, times, usage, model names, organization and request ids and user agents stay, and so does the verdict on
-    every flow. That is checked: a flow whose verdict would change is left out. Only metered requests are kept. Bodies
-    that are compressed are compressed anew, so that their size may change; what it was is noted.
+    sizes, times, usage, model names, organization and request ids and the names of known clients stay, and so does the
+    verdict on every flow. That is checked: a flow whose verdict would change is left out. Only metered requests are
+    kept. Bodies that are compressed are compressed anew, so that their size may change; what it was is noted.
 
     IN is what mitmdump -w saved, or a HAR; OUT is read by inspect, mitmweb and mitmdump -nr.
 

@@ -1,9 +1,10 @@
 """Redacting: a captured flow that can be shown to others.
 
 Room: flows. Imports mitmproxy, the messages room and its neighbours. Promises, by an allowlist: what is kept of a flow
-is the structure of its events, sizes, times, usage, the names of models, the headers of `_KEPT` and Anthropic's own
-hosts and paths; all else becomes filler of the same length, or goes. And that its verdict stays what it was, which is
-found out by judging it again. A flow's notes say that it was redacted, so that a replay takes filler for nobody's name.
+is the structure of its events, sizes, times, usage, the names of models, known words in the headers that matter
+(`kept`) and Anthropic's own hosts and paths; all else becomes filler of the same length, or goes. And that its verdict
+stays what it was, which is found out by judging it again. A flow's notes say that it was redacted, so that a replay
+takes filler for nobody's name.
 """
 
 import re
@@ -17,19 +18,13 @@ from mitmproxy import flow, http
 from mitmproxy.net.http import status_codes
 from mitmproxy.proxy.mode_specs import ProxyMode
 
+from usage_ledger.flows.kept import kept_value
 from usage_ledger.flows.notes import is_not_connected, note, note_not_connected, noted
 from usage_ledger.flows.replay import ANY_ENCODING, Judged, client_left, is_from_har, judge
 from usage_ledger.flows.rows import uuid_of
 from usage_ledger.messages import COUNT_NAMES, Ending
 from usage_ledger.messages.decoding import DecodingError, decoder_for
 from usage_ledger.messages.filler import fill_key, fill_request, fill_response, fill_text
-
-_KEPT = re.compile(
-    r"accept|accept-encoding|anthropic-(?:beta|version|organization-id|workspace-id|ratelimit-[a-z0-9-]+)|cache-control"
-    r"|connection|content-length|date|request-id|retry-after(?:-ms)?|transfer-encoding|user-agent|x-app|x-should-retry"
-    r"|x-stainless-[a-z-]+|x-usage-ledger"
-)
-"""The headers that matter for usage, or for how a body is read, and are kept as they are."""
 
 _KNOWN = re.compile(
     r"authorization|cf-ray|content-encoding|content-type|cookie|forwarded|host|location|origin|proxy-authorization"
@@ -50,7 +45,6 @@ _SEGMENT = re.compile(r"|v[0-9]+|anthropic|api|messages|batches|complete|count_t
 """The parts of a path that are kept."""
 
 _CREDENTIALS = ("x-api-key", "authorization")
-_A_KEY = re.compile(r"sk-ant-[A-Za-z0-9_-]+")
 _SAFE_QUERY = frozenset({"beta=true", "beta=false", ""})
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOWHERE = "192.0.2.1"  # an address of nobody's (RFC 5737)
@@ -184,8 +178,9 @@ def _redacted_headers(headers: http.Headers) -> http.Headers:
 
 def _redacted_header(name: str, value: str) -> tuple[bytes, bytes]:
     known = name.lower()
-    if _KEPT.fullmatch(known):
-        value = _A_KEY.sub(lambda found: fill_text(found[0]), value)
+    kept = kept_value(known, value)
+    if kept is not None:
+        value = kept
     elif not _KNOWN.fullmatch(known):
         name, value = fill_text(name), fill_text(value)
     elif known in _CREDENTIALS:
@@ -198,8 +193,8 @@ def _redacted_header(name: str, value: str) -> tuple[bytes, bytes]:
         value = _WORD.sub(lambda found: found[0] if found[0].lower() in _ENCODINGS else fill_text(found[0]), value)
     elif known == "content-type":
         told = _CONTENT_TYPE.match(value)
-        kept = told[0] if told else ""
-        value = kept + fill_text(value[len(kept) :])
+        plain = told[0] if told else ""
+        value = plain + fill_text(value[len(plain) :])
     else:
         value = fill_text(value)
     return name.encode("latin-1"), value.encode("latin-1")
