@@ -87,13 +87,28 @@ FILLED = [
     (b'{"input_schema": {"model": "m"}, "input": "m"}', b'{"input_schema": {"xxxxx": "x"}, "input": "x"}'),
     # Labels are kept where they are plain and under their own name.
     (b'{"type": "text", "role": "a b", "name": "text"}', b'{"type": "text", "role": "xxx", "name": "xxxx"}'),
-    (b'{"type": ["text"], "model": {"type": "m"}}', b'{"type": ["xxxx"], "model": {"type": "m"}}'),
+    (b'{"type": ["text"], "model": {"type": "m"}}', b'{"type": ["xxxx"], "model": {"xxxx": "x"}}'),
     (b'{"type": "%s"}' % (b"a" * 65), b'{"type": "%s"}' % (b"x" * 65)),
     ('{"type": "tëxt", "model": "é"}'.encode(), b'{"type": "xxxxx", "model": "xx"}'),
     (b'{"model": "eu.claude@2[1m]/x:0"}', b'{"model": "eu.claude@2[1m]/x:0"}'),
     (rb'{"t\u0079pe": "te\u0078t", "s\u0079pe": 1}', rb'{"t\u0079pe": "te\u0078t", "xxxxxxxxx": 1}'),
     (b'{"type": "a" "b" 7, "max_tokens": 5 7}', b'{"type": "a" "x" 1, "max_tokens": 5 1}'),
-    (b'{"role": "user", "content": {"role": "wizard"}}', b'{"role": "user", "content": {"role": "xxxxxx"}}'),
+    (b'{"role": "user", "messages": [{"role": "wizard"}]}', b'{"role": "user", "messages": [{"role": "xxxxxx"}]}'),
+    # Where the API has no object stands one of the caller's own, as what a tool gave back.
+    (
+        b'{"content": [{"type": "tool_result", "content": {"type": "invoice", "model": "m", "n": [{"type": "t"}]}}]}',
+        b'{"content": [{"type": "tool_result", "content": {"xxxx": "xxxxxxx", "xxxxx": "x", "x": [{"xxxx": "x"}]}}]}',
+    ),
+    (b'{"text": {"type": "t"}, "data": [{"type": "t"}]}', b'{"text": {"xxxx": "x"}, "data": [{"xxxx": "x"}]}'),
+    # Nor is a label one where the API has it not, nor a type of content that it has not.
+    (
+        b'{"content": [{"type": "web_search_tool_result"}, {"type": "text", "ttl": "5m"}, {"type": "invoice"}]}',
+        b'{"content": [{"type": "web_search_tool_result"}, {"type": "text", "ttl": "xx"}, {"type": "xxxxxxx"}]}',
+    ),
+    (
+        b'{"system": [{"category": "cancer", "cache_control": {"type": "ephemeral", "ttl": "1h", "media_type": "a"}}]}',
+        b'{"system": [{"category": "xxxxxx", "cache_control": {"type": "ephemeral", "ttl": "1h", "media_type": "x"}}]}',
+    ),
     # Numbers are kept under the names of settings.
     (b'{"index": 23, "status": 529, "content": [42]}', b'{"index": 23, "status": 111, "content": [11]}'),
     # Empty is not the same as filled, nor is blank.
@@ -104,7 +119,7 @@ FILLED = [
     (b'{"text": 012, "index": 1.}', b'{"text": xxx, "index": xx}'),
     (b'{"text": "a\\qb\tc\\"d", "x": "\x00\xff"}', b'{"text": "x\\xxxxxxx", "x": "\tx"}'),
     (b'{"type": "t"]}, {"type": "t", "max_tokens": 5}', b'{"type": "t"]}, {"xxxx": "x", "xxxxxxxxxx": 1}'),
-    (b'{"content": {"type": [5}, "index": 5, "type": "t"}}', b'{"content": {"type": [1}, "xxxxx": 1, "xxxx": "x"}}'),
+    (b'{"source": {"type": [5}, "index": 5, "type": "t"}}', b'{"source": {"type": [1}, "xxxxx": 1, "xxxx": "x"}}'),
     (b'[{"type": "t", "text": 5}]', b'[{"xxxx": "x", "xxxx": 1}]'),
     (b'{"type": "t"}, {"type": "t"} "type"', b'{"type": "t"}, {"xxxx": "x"} "xxxx"'),
     (b"hello 'you', nul \x00\xff", b"xxxxx xxxxx, xxx xx"),

@@ -25,8 +25,8 @@ WHERE = {
     "an id that is not plain": (b'{"id": "a b"}', b'{"id": "xxx"}', b'{"id": "xxx"}'),
     "a message's id": (b'{"message": {"id": "m"}}', b'{"message": {"id": "x"}}', b'{"message": {"id": "m"}}'),
     "an error's id": (b'{"error": {"id": "m"}}', b'{"error": {"id": "x"}}', b'{"error": {"id": "x"}}'),
-    "a block's id": (b'{"content": {"id": "m"}}', b'{"content": {"id": "x"}}', b'{"content": {"id": "x"}}'),
-    "a list of ids": (b'{"message": [{"id": "m"}]}', b'{"message": [{"id": "x"}]}', b'{"message": [{"id": "x"}]}'),
+    "a block's id": (b'{"content": [{"id": "m"}]}', b'{"content": [{"id": "x"}]}', b'{"content": [{"id": "x"}]}'),
+    "a list of ids": (b'{"message": [{"id": "m"}]}', b'{"message": [{"xx": "x"}]}', b'{"message": [{"id": "x"}]}'),
     "usage": (b'{"usage": %s}' % USAGE, b'{"usage": %s}' % KEPT, b'{"usage": %s}' % KEPT),
     "a delta's usage": (
         b'{"delta": {"usage": %s}}' % USAGE,
@@ -39,9 +39,9 @@ WHERE = {
         b'{"message": {"usage": %s}}' % KEPT,
     ),
     "usage within content": (
-        b'{"content": {"usage": %s}}' % USAGE,
-        b'{"content": {"usage": %s}}' % GONE,
-        b'{"content": {"usage": %s}}' % GONE,
+        b'{"content": [{"usage": %s}]}' % USAGE,
+        b'{"content": [{"usage": %s}]}' % GONE,
+        b'{"content": [{"usage": %s}]}' % GONE,
     ),
 }  # fmt: skip
 

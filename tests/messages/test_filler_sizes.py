@@ -33,8 +33,8 @@ def test_a_large_body_is_filled_in_linear_time(name: str) -> None:
 @pytest.mark.parametrize("fill", FILLERS)
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"content":', b"}"), (b'{"input":', b"}")])
 def test_json_of_any_depth_is_filled(fill: Callable[[bytes], bytes], opening: bytes, closing: bytes) -> None:
-    body = b'{"content":' + opening * 100_000 + b'"secret"' + closing * 100_000 + b"}"
+    body = b'{"source":' + opening * 100_000 + b'"secret"' + closing * 100_000 + b"}"
     out = filled(body, fill)
     assert out.count(b'"xxxxxx"') == 1
-    assert out.startswith(b'{"content":' + opening)
+    assert out.startswith(b'{"source":' + opening)
     assert out.endswith(closing + b"}")

@@ -57,6 +57,36 @@ _USAGE_LABELS = frozenset({"type", "model", "service_tier", "inference_geo", "sp
 _LABELS = _USAGE_LABELS | {"role", "stop_reason", "category", "ttl", "media_type"}
 """Fields whose text is kept where it is plain."""
 
+_STAND_IN: dict[str, frozenset[str]] = {
+    "role": frozenset({"", "messages", "message"}),
+    "stop_reason": frozenset({"", "message", "delta"}),
+    "category": frozenset({"stop_details"}),
+    "ttl": frozenset({"cache_control"}),
+    "media_type": frozenset({"source"}),
+    "service_tier": frozenset({"", "message"}),
+    "inference_geo": frozenset({"", "message"}),
+    "speed": frozenset({"", "message", "fallbacks"}),
+}
+"""Labels that stand in some objects alone, by the names of these ("" is the whole); elsewhere they are a caller's."""
+
+_HELD_IN = """
+messages system content tools citations mcp_servers skills edits applied_edits fallbacks allowed_tools tool_references
+
+message delta content_block usage error stop_details fallback_credit source cache_control tool_choice thinking
+output_config format output_format container context_management trigger keep clear_at_least tool_configuration
+default_config user_location caller task_budget from to
+"""
+_LISTS, _OBJECTS = (frozenset(names.split()) for names in _HELD_IN.split("\n\n"))
+"""Fields under which the API has a list of objects, and an object. `citations` is either. Others are a caller's own."""
+
+_BLOCK_WORDS = """
+audio base64 bash block char citation code compaction computer container content custom delta document editor encrypted
+error execution fallback fetch file image input json list location mcp memory page pdf plain redacted reference result
+results search server text thinking tool uploads url use video web
+"""
+_BLOCK = re.compile(rf"(?:{'|'.join(_BLOCK_WORDS.split())})(?:_(?:{'|'.join(_BLOCK_WORDS.split())}|[0-9]{{8}}))*")
+"""How the API calls content blocks; what a tool gave back may have a `type` of its own."""
+
 _USAGE_NAMES = _USAGE_LABELS | {"iterations"} | {name for path in COUNT_PATHS for name in path}
 """Fields of usage; in JSON that is broken nobody knows whether what stands behind them is usage still."""
 
@@ -196,9 +226,10 @@ def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes], usage: _Zone) 
     `words` are kept wherever they are a token of their own. `usage` is the zone of usage where the reader looks for it.
     """
     out = bytearray(body)
-    stack: list[tuple[_Zone, bool]] = []
-    # The object or list we are in: its zone, whether it is an object, and whether that waits for a name.
-    zone, is_object, unnamed = _Zone.OPAQUE, False, False
+    stack: list[tuple[_Zone, bool, str]] = []
+    # The object or list we are in: its zone, whether it is an object, the name it stands under (or the list that it is
+    # in), and whether it waits for a name.
+    zone, is_object, owner, unnamed = _Zone.OPAQUE, False, "", False
     # The value that comes next: the name it stands under ("" in a list), and its zone.
     at = _end_of(_BEFORE, body)
     name, inner = "", root if body.startswith(b"{", at) else _Zone.OPAQUE
@@ -209,9 +240,12 @@ def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes], usage: _Zone) 
         elif mark == b",":
             unnamed, name, inner = is_object, "", _Zone.OPAQUE if is_object else zone
         elif mark == b"{" or mark == b"[":
-            stack.append((zone, is_object))
+            stack.append((zone, is_object, owner))
             if len(stack) > _DEEPEST:
                 return bytes(out[: token.start()]) + body[token.start() :].translate(_FILL_DEEP)
+            if inner is _Zone.PLAIN and not _holds(name, is_object, mark):
+                inner = _Zone.OPAQUE
+            owner = name if is_object else owner
             is_object = unnamed = mark == b"{"
             zone = inner if is_object or inner in (usage, _Zone.OPAQUE) else _Zone.PLAIN
             name, inner = "", _Zone.OPAQUE if is_object else zone
@@ -223,13 +257,13 @@ def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes], usage: _Zone) 
         else:
             if mark:  # the end of an object or list
                 if stack and is_object == (mark == b"}"):
-                    zone, is_object = stack.pop()
+                    zone, is_object, owner = stack.pop()
                 else:
                     stack.clear()
-                    zone, is_object = _Zone.OPAQUE, False
+                    zone, is_object, owner = _Zone.OPAQUE, False, ""
                 unnamed = False
             elif text is not None:
-                if text not in words and not _is_label(name, _decoded(text), inner, zone):
+                if text not in words and not _is_label(name, _decoded(text), inner, zone, owner):
                     out[slice(*token.span(1))] = _filled(text)
             elif bare not in words:
                 out[slice(*token.span(3))] = _filled_bare(bare, name, inner)
@@ -262,8 +296,18 @@ def _zone_of(name: str, zone: _Zone, usage: _Zone) -> _Zone:
     return _Zone.PLAIN
 
 
-def _is_label(name: str, text: str, inner: _Zone, zone: _Zone) -> bool:
-    """Whether a text under `name` is one of the labels that are kept; `inner` is its zone, `zone` its object's."""
+def _holds(name: str, is_object: bool, mark: bytes) -> bool:
+    """Whether the API has an object or list (by its `mark`) under a name in an object, or as an entry of a list."""
+    if not is_object:
+        return mark == b"{"
+    return name in _OBJECTS or name == "citations" if mark == b"{" else name in _LISTS
+
+
+def _is_label(name: str, text: str, inner: _Zone, zone: _Zone, owner: str) -> bool:
+    """Whether a text under `name` is one of the labels that are kept.
+
+    `inner` is its zone, `zone` its object's, `owner` the name under which that stands.
+    """
     if inner is _Zone.OPAQUE:
         return False
     if name == "model":
@@ -272,6 +316,10 @@ def _is_label(name: str, text: str, inner: _Zone, zone: _Zone) -> bool:
         return zone in (_Zone.ANSWER, _Zone.MESSAGE) and _ID.fullmatch(text) is not None
     if name not in (_USAGE_LABELS if inner in (_Zone.USAGE, _Zone.COUNTS) else _LABELS):
         return False
+    if inner is _Zone.PLAIN and owner not in _STAND_IN.get(name, {owner}):
+        return False
+    if name == "type" and owner == "content":
+        return _BLOCK.fullmatch(text) is not None
     return text in _ROLES if name == "role" else _LABEL.fullmatch(text) is not None
 
 
