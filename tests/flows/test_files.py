@@ -79,6 +79,23 @@ def test_what_follows_a_flow_that_broke_off_is_read(capture: Path) -> None:
     assert "2 of them behind that place" in told
 
 
+@pytest.mark.parametrize("damage", ["cut", "gap", "shift"])
+def test_flows_within_a_body_are_taken_for_none_behind_a_break(capture: Path, damage: str) -> None:
+    """As of a capture that somebody has sent to Claude: they are of another day, and may be of another's."""
+    first, second, third, *_ = frames()
+    (outer,) = islice(saved_flows(DEMO), 1)
+    assert isinstance(outer, http.HTTPFlow)
+    outer.request.raw_content = b"--part\r\n\r\n" + second + third + b"\r\n--part--"
+    outer.id = "outer"
+    whole = as_saved(outer)
+    before, mark, after = whole.rpartition(b"\r\n--part--")
+    broken = {"cut": before + mark, "gap": before + after[50:], "shift": before + mark + b"\x00" + after}[damage]
+    capture.write_bytes(first + broken + third)
+    found, told = read(capture)
+    assert found == [ids(DEMO)[0], ids(DEMO)[2]]
+    assert "1 of them behind that place; 2 more may stand within a body, and are left out" in told
+
+
 def test_a_flow_whose_fields_are_damaged_is_left_out_and_no_other(capture: Path) -> None:
     first, second, third, *_ = frames()
     damaged = second.replace(b"11:status_code;3:200#", b"11:status_code;3:2x0#")

@@ -94,27 +94,38 @@ def as_saved(saved: flow.Flow) -> bytes:
 
 
 def _flows_of_file(path: Path, file: BinaryIO, progress: Progress) -> Iterator[flow.Flow]:
-    """Read a file as mitmproxy writes it: one tnetstring after the other, each a flow."""
+    """Read a file as mitmproxy writes it: one tnetstring after the other, each a flow.
+
+    Behind a break nobody knows where the next one begins. What looks like flows may stand within a body, as of a
+    capture that somebody has sent; such ones are not yielded.
+    """
     size = path.stat().st_size
-    place = count = 0
-    problem = None
+    place = count = unsure = 0
+    problem, is_sure = None, True
     while place < size:
         try:
             found, end = _flow_at(file, place, size)
         except _UnreadableError as error:
             problem = problem or (str(error), place, count)
-            end = _next_beginning(file, place + 1) if error.end is None else error.end
+            if error.end is not None:
+                end = error.end
+            else:
+                end = _next_beginning(file, place + 1)
+                is_sure = _are_flows(file, end, size)
         else:
-            count += 1
-            yield found
+            count += is_sure
+            unsure += not is_sure
+            if is_sure:
+                yield found
         progress(min(end, size) - place)
         place = end
     if problem is not None:
         what, place, before = problem
+        left = f"; {unsure:,} more may stand within a body, and are left out" if unsure else ""
         if not count:
-            raise CaptureError(f"{path}: {what}")
+            raise CaptureError(f"{path}: {what}{left}")
         rest = f", {count - before:,} of them behind that place" if count > before else ""
-        raise CaptureError(f"{path}: {what} at byte {place:,}; {count:,} flow(s) could be read{rest}")
+        raise CaptureError(f"{path}: {what} at byte {place:,}; {count:,} flow(s) could be read{rest}{left}")
 
 
 def _flow_at(file: BinaryIO, place: int, size: int) -> tuple[flow.Flow, int]:
@@ -162,6 +173,25 @@ def _next_beginning(file: BinaryIO, place: int) -> int:
         if len(chunk) < _CHUNK:
             return place + len(chunk)
         place += len(chunk) - _LONGEST_BEGINNING
+
+
+def _are_flows(file: BinaryIO, place: int, size: int) -> bool:
+    """Whether one flow follows the other from a place to the file's end, or to one that is damaged.
+
+    Flows within a body are followed by what else the body holds, or by the end of the flow that has it.
+    """
+    while place < size:
+        file.seek(place)
+        head = file.read(_LONGEST_BEGINNING)
+        found = _LENGTH.match(head)
+        if found is None or not _BEGINNING.match(head):
+            return False
+        end = place + found.end() + int(found[1])
+        file.seek(end)
+        if file.read(1) != b"}":
+            return True
+        place = end + 1
+    return True
 
 
 def _flows_of_har(path: Path, file: BinaryIO) -> Iterator[flow.Flow]:
