@@ -139,3 +139,15 @@ def test_no_comment_says_how_a_response_ended_that_a_har_does_not_tell(tmp_path:
         (flow,) = FlowReader(file).stream()
     assert "a HAR does not tell why" in flow.comment
     assert "normally" not in flow.comment
+
+
+def test_of_a_har_with_an_upload_that_broke_off_inspect_makes_a_capture_that_can_be_replayed(tmp_path: Path) -> None:
+    """mitmproxy, which wrote it, cannot read it."""
+    aborted = har_entry("2026-11-01T07:00:00.000001+00:00", status=0, server=None)
+    aborted["request"]["postData"]["text"] = None
+    har, readable = write_har(tmp_path / "flows.har", aborted, har_entry(body=BODY)), tmp_path / "readable.mitm"
+    command = [sys.executable, "-m", "usage_ledger", "inspect", str(har), "--save", str(readable)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "1 of 2 entries cannot be read" in done.stderr) == (1, True)
+    replay(readable, tmp_path / "usage.db")
+    assert [row["usage_state"] for row in rows_of(tmp_path / "usage.db")] == ["complete"]

@@ -13,6 +13,7 @@ from mitmproxy import flow, http
 
 from usage_ledger.flows import rows
 from usage_ledger.flows.notes import REFUSED_HEADER, is_not_connected, noted
+from usage_ledger.ledger.columns import COUNT_LIMIT
 from usage_ledger.ledger.finding import Row
 from usage_ledger.ledger.record import Entry
 from usage_ledger.messages import Ending, MessageReader, Reason, State, Verdict, body_not_captured, read_request
@@ -53,7 +54,10 @@ def judge(
     if ending is None:
         return None
     request, response = http_flow.request, _response(http_flow)
-    tag = facts.get("tag") or (request.headers.get(tag_header) if tag_header else None)
+    noted_tag = facts.get("tag")
+    tag = noted_tag if isinstance(noted_tag, str) and noted_tag else None
+    if tag is None and tag_header:
+        tag = request.headers.get(tag_header)
     record = rows.pending_record(http_flow, account, tag, writer)
     if request.raw_content:
         fields = read_request(request.raw_content, request.headers.get("content-encoding", ""))
@@ -63,7 +67,8 @@ def judge(
     record.origin = "replay"
     if response is not None and response.raw_content is not None:
         size = facts.get("response_bytes")
-        record.response_bytes = size if type(size) is int and size >= 0 else len(response.raw_content)
+        is_size = type(size) is int and 0 <= size <= COUNT_LIMIT
+        record.response_bytes = size if is_size else len(response.raw_content)
     entry.only_new = not captured or not has_ended(http_flow)
     entry.redacted = facts.get("redacted") is True
     if entry.redacted:
@@ -173,10 +178,9 @@ def is_from_har(http_flow: http.HTTPFlow) -> bool:
 
 
 def _completed_at(http_flow: http.HTTPFlow) -> float:
-    """Return when a captured flow ended (Unix time, seconds)."""
-    response, error = http_flow.response, http_flow.error
-    if error is not None:
-        return error.timestamp
-    if response is not None:
-        return response.timestamp_end or response.timestamp_start
-    return http_flow.request.timestamp_end or http_flow.request.timestamp_start
+    """Return when a captured flow ended (Unix time, seconds): the last that is told of it and can be."""
+    error, response, request = http_flow.error, http_flow.response, http_flow.request
+    told = [None if error is None else error.timestamp]
+    told += [] if response is None else [response.timestamp_end, response.timestamp_start]
+    told += [request.timestamp_end, request.timestamp_start]
+    return next((each for each in told if each and rows.is_moment(each)), request.timestamp_start)

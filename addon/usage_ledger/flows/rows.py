@@ -31,6 +31,15 @@ def moment(timestamp: float) -> str:
     return format_moment(datetime.fromtimestamp(timestamp, UTC))
 
 
+def is_moment(timestamp: float) -> bool:
+    """Whether a Unix time (seconds) is one that can be written down."""
+    try:
+        moment(timestamp)
+    except (ValueError, OverflowError, OSError):
+        return False
+    return True
+
+
 def record_id(flow: http.HTTPFlow) -> str:
     """Return the id of a flow's row: its start in microseconds, then its flow id.
 
