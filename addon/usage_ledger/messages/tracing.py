@@ -146,11 +146,17 @@ class Tracer(MessageReader):
 
     def _trace_events(self, data: bytes) -> None:
         self.decoded_bytes += len(data)
-        if self.is_cut:
-            self._events.feed(data)
-            return
+        rest = data if self.is_cut else self._read_one_by_one(data)
+        if rest:
+            self._events.feed(rest)
+
+    def _read_one_by_one(self, data: bytes) -> bytes:
+        """Read events up to the limit, and return what is behind it."""
         for block, ends in self._events_in.feed(data):
             self._read_block(block, ends)
+            if self.is_cut:
+                return b"".join(self._events_in.rest())
+        return b""
 
     def _read_block(self, block: bytes, ends: bool) -> None:
         """Read an event, or a part of one that is very long."""
