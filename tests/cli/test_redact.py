@@ -190,6 +190,23 @@ def test_what_cannot_be_shared_leaves_nothing_behind(tmp_path: Path, make: objec
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["inspect", "redact"])
+def test_an_empty_har_is_told_as_an_empty_capture_is(tmp_path: Path, name: str) -> None:
+    har = tmp_path / "empty.har"
+    har.write_text('{"log": {"entries": []}}')
+    done = run(name, har, *([tmp_path / "shared.mitm"] if name == "redact" else []))
+    assert (done.returncode, done.stdout, "there is no flow in it" in done.stderr) == (2, "", True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("redact", DEMO, "-"), ("inspect", DEMO, "--save", "-")], ids=["redact", "inspect"]
+)
+def test_a_dash_names_no_file(tmp_path: Path, arguments: tuple[object, ...]) -> None:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_ever_replaced(tmp_path: Path) -> None:
     shared = tmp_path / "shared.mitm"
     shared.write_text("mine")

@@ -143,6 +143,7 @@ def test_a_capture_of_a_newer_mitmproxy_is_told_as_such(capture: Path) -> None:
         (b"{", "no whole JSON"),
         (b"{}", "JSON, but no HAR"),
         (b'{"log": {"entries": 5}}', "JSON, but no HAR"),
+        (b'{"log": {"entries": []}}', "is empty: there is no flow in it"),
         (b'{"log": ' + b"[" * 200_000, "no whole JSON"),
     ],
 )

@@ -165,3 +165,13 @@ def test_a_broken_brotli_body_of_a_har_is_read_as_far_as_it_goes(tmp_path: Path)
     found = inspect(flow)
     assert found.entry is not None
     assert (found.entry.record.usage_state, found.entry.record.input_tokens) == ("partial", 12)
+
+
+def test_of_very_many_iterations_the_first_are_told() -> None:
+    found = told("iterations")
+    assert found.entry is not None
+    found.entry.iterations *= 5_000
+    count = len(found.entry.iterations)
+    lines = list(lines_of(found))
+    assert len(lines) < 100
+    assert f"           and {count - 50:,} more" in lines

@@ -203,6 +203,8 @@ def _flows_of_har(path: Path, file: BinaryIO) -> Iterator[flow.Flow]:
         raise CaptureError(f"{path} is no whole JSON, and so no HAR") from error
     except (LookupError, TypeError) as error:
         raise CaptureError(f"{path} is JSON, but no HAR") from error
+    if not entries:
+        raise CaptureError(f"{path} is empty: there is no flow in it")
     bad = 0
     names_servers = is_har_of_mitmproxys(path)
     for entry in entries:

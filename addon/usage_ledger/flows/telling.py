@@ -15,6 +15,9 @@ from usage_ledger.messages.words import as_shown, span
 
 WIDTH = 100
 
+ITERATIONS_SHOWN = 50
+"""Entries of `usage.iterations` that are told one by one: more than any answer of the API's has."""
+
 _ENDED = {
     Ending.FINISHED: "normally",
     Ending.CLIENT_DISCONNECTED: "the client left",
@@ -70,11 +73,14 @@ def _verdict_lines(found: Inspection, width: int) -> Iterator[str]:
         return
     counts = [(name, getattr(record, name)) for name in COUNT_NAMES]
     yield from _wrapped("  usage    ", _listed(counts) or "none", width, "           ")
-    for iteration in found.entry.iterations:
+    iterations = found.entry.iterations
+    for iteration in iterations[:ITERATIONS_SHOWN]:
         billed = {1: "", 0: ", not billed", None: ", not known whether billed"}[iteration.billed]
         counts = [(name, getattr(iteration, name, 0)) for name in COUNT_NAMES]
         who = f"{iteration.type or 'iteration'} of {iteration.model or record.model}{billed}: "
         yield from _wrapped("           ", who + (_listed(counts) or "nothing"), width, "             ")
+    if len(iterations) > ITERATIONS_SHOWN:
+        yield f"           and {len(iterations) - ITERATIONS_SHOWN:,} more"
 
 
 def _flow_lines(found: Inspection) -> Iterator[str]:

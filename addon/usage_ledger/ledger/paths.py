@@ -86,6 +86,8 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises FileExistsError where there is a file of that name, also at the end: nothing is ever replaced. Of any other
     OSError, also of the caller's, the text says which file could not be written.
     """
+    if str(path) == "-":
+        raise FileExistsError("- stands for stdout, where this is not written; name a file")
     path = path.absolute()
     refuse_name_of_sqlite(path)
     try:
