@@ -12,7 +12,7 @@ from mitmproxy.test import tflow
 from usage_ledger.flows.files import saved_flows
 from usage_ledger.flows.inspecting import Inspection, fields_of, ids_of, inspect
 from usage_ledger.flows.metered import metered
-from usage_ledger.flows.telling import lines_of
+from usage_ledger.flows.telling import ledger_lines, lines_of
 
 from scripts.fake_console import NORMAL, START_USAGE, STOP, delta, start
 from scripts.make_samples import SAMPLES
@@ -175,3 +175,11 @@ def test_of_very_many_iterations_the_first_are_told() -> None:
     lines = list(lines_of(found))
     assert len(lines) < 100
     assert f"           and {count - 50:,} more" in lines
+
+
+def test_where_a_flow_was_saved_in_flight_its_row_may_know_more() -> None:
+    flow = sample("normal-stream")
+    flow.response = None
+    flow.metadata.clear()
+    lines = list(ledger_lines(inspect(flow), "differs", None, None, {"usage_state": ("complete", "missing")}))
+    assert lines[0] == "  ledger   differs, for the flow was saved in flight"

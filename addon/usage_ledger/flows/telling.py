@@ -50,6 +50,8 @@ def ledger_lines(
     why = ""
     if differences and not found.captured:
         why = ", for the capture does not hold the body"
+    elif differences and found.entry is not None and found.entry.only_new:
+        why = ", for the flow was saved in flight"
     elif differences and not found.is_end_told:
         why = ", perhaps for a HAR does not tell how the response ended"
     yield f"  ledger   {state}{told}{other}{why}"
