@@ -35,6 +35,7 @@ def har_entry(
             "headers": [{"name": name, "value": value} for name, value in told.items()],
             "content": content,
         },
+        "timings": {"connect": -1.0, "ssl": -1.0, "send": 0.25, "receive": 1.5, "wait": 2.5},
     }
     return entry | ({} if server is None else {"serverIPAddress": server})
 

@@ -110,6 +110,15 @@ def test_where_a_har_is_of_another_programs_which_may_not_name_servers_each_requ
     assert said(har) == ["complete", "complete", "missing"]
 
 
+def test_a_har_that_mitmproxy_made_of_another_one_may_not_name_servers_either(tmp_path: Path) -> None:
+    first, second = write_har(tmp_path / "first.har", har_entry(body=BODY), creator="Firefox"), tmp_path / "second.har"
+    replay(first, tmp_path / "first.db", "--set", f"hardump={second}")
+    assert "serverIPAddress" not in second.read_text()
+    replay(second, tmp_path / "second.db")
+    assert [row["usage_state"] for row in rows_of(tmp_path / "second.db")] == ["complete"]
+    assert said(second) == ["complete"]
+
+
 def test_a_har_that_holds_no_body_touches_no_row_and_takes_its_word_for_it(
     tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
 ) -> None:

@@ -7,10 +7,12 @@ read is, also behind a damaged place, and that what cannot be read is told at th
 """
 
 import json
+import mmap
 import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +32,7 @@ _BEGINNING = re.compile(rb"(?<![0-9])[1-9][0-9]{1,11}:[0-9]{1,2}:[a-z_]{2,32}[;,
 _LONGEST_BEGINNING = 64
 _OF_MITMPROXYS = re.compile(rb'"creator":\s*\{\s*"name":\s*"mitmproxy"')
 _HEAD = 4096
+_WAITED = re.compile(rb'"wait": ?(?!0(?:\.0*)?[,}\s])[0-9]')
 _NO_FLOWS = "there is neither a flow of mitmproxy's nor a HAR in it"
 
 
@@ -68,12 +71,22 @@ def saved_flows(path: Path, progress: Progress = _ignore) -> Iterator[flow.Flow]
 
 
 def is_har_of_mitmproxys(path: Path) -> bool:
-    """Whether mitmproxy has made a HAR: it then names the server of each request that went to one."""
+    """Whether mitmproxy has made a HAR of its own traffic: it then names the server of each request that went to one.
+
+    Where it has made one of another HAR, it knew of no server; answers then begin when their requests do, and before
+    those end.
+    """
     try:
-        with path.open("rb") as file:
-            return _OF_MITMPROXYS.search(file.read(_HEAD)) is not None
+        status = path.stat()
+        return status.st_size > 0 and _is_har_of_mitmproxys(path, status.st_size, status.st_mtime_ns)
     except OSError:
         return False
+
+
+@lru_cache(maxsize=1)
+def _is_har_of_mitmproxys(path: Path, _size: int, _changed: int) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _OF_MITMPROXYS.search(content, 0, _HEAD) is not None and _WAITED.search(content) is not None
 
 
 @contextmanager
