@@ -12,6 +12,7 @@ from usage_ledger.fleet.pushing import Pusher
 from usage_ledger.fleet.server import open_books
 from usage_ledger.ledger import corrections
 from usage_ledger.ledger.outbox import open_outbox
+from usage_ledger.ledger.record import IterationRow
 
 from scripts.real_postgres import query
 from tests.fleet.conftest import BY_SQL, FLAGGED, Run, backfill, comparable, fill, record, shown, sql, stored
@@ -390,3 +391,46 @@ def test_a_lower_bound_that_grows_replaces_what_was_pushed_and_one_that_shrinks_
         fill(proxy, record(1, usage_state="partial", input_tokens=tokens, output_tokens=0, total_tokens=tokens))
         run("push", dsn, "--db", proxy)
         assert stored(dsn, "total_tokens") == [(there,)]
+
+
+# Iterations alone.
+
+
+def iterated(path: Path) -> Path:
+    return fill(path, record(1), iterations=(IterationRow(record(1).id, 0, "message", None, 1, 12, 42),))
+
+
+def cost_of_iteration(path: Path, cost: str) -> None:
+    sql(path, "UPDATE usage_iterations SET total_cost = ?", cost)
+
+
+def costs_of_iterations(dsn: str) -> list[tuple[str]]:
+    return query(dsn, "SELECT total_cost::text FROM usage_iterations")
+
+
+def test_what_sql_changes_in_an_iteration_alone_reaches_the_books_and_the_desk(
+    proxy: Path, desk: Path, dsn: str, run: Run
+) -> None:
+    iterated(proxy)
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    cost_of_iteration(proxy, "0.5")
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    assert costs_of_iterations(dsn) == [("0.5",)]
+    assert sql(desk, "SELECT total_cost FROM usage_iterations") == [("0.5",)]
+
+
+def test_an_iteration_that_was_changed_on_both_sides_is_a_conflict(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    iterated(proxy)
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    for path, cost in ((desk, "0.5"), (proxy, "0.7")):
+        cost_of_iteration(path, cost)
+    run("push", dsn, "--db", desk, "--source", "desk")
+    for name in ("push", "pull"):
+        done = run(name, dsn, "--db", proxy, code=1)
+        assert f"row {record(1).id} was changed here and in the books" in done.stderr
+    run("pull", dsn, "--db", proxy, "--prefer", "ours")
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    assert costs_of_iterations(dsn) == [("0.7",)]

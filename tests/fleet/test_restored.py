@@ -9,6 +9,7 @@ from usage_ledger.fleet.pushing import Pusher
 from usage_ledger.fleet.server import open_books
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.outbox import Pushes, open_outbox
+from usage_ledger.ledger.record import IterationRow
 
 from scripts.real_postgres import Postgres, query
 from scripts.real_proxy import rows_of
@@ -260,6 +261,22 @@ def test_a_version_that_was_before_the_books_were_restored_does_not_come_again(
     assert rows_of(desk)[0]["tag"] == "b"
     run("push", restored, "--db", desk, "--source", "desk")
     assert stored(restored, "tag", "edited_at IS NOT NULL") == [("b", True)]
+
+
+def test_an_edit_of_an_iteration_in_books_that_were_restored_is_heard_of_where_the_row_is_the_same(
+    proxy: Path, desk: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    fill(proxy, record(1), iterations=(IterationRow(record(1).id, 0, "message", None, 1, 12, 42),))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    restored = postgres.copy_of(dsn)
+    fill(desk, record(2))
+    run("push", dsn, "--db", desk, "--source", "desk")
+    query(restored, "UPDATE usage_iterations SET total_cost = 0.5")
+    done = run("push", restored, "--db", desk, "--source", "desk", code=1)
+    assert f"row {record(1).id} was changed here and in the books" in done.stderr
+    run("pull", restored, "--db", desk, "--prefer", "theirs")
+    assert sql(desk, "SELECT total_cost FROM usage_iterations") == [("0.5",)]
 
 
 def test_rows_that_are_in_an_archive_are_told_where_books_want_all_rows(

@@ -54,8 +54,16 @@ def worth(row: str) -> str:
     return f"ROW({_rank(row)}, CASE WHEN {is_bound} THEN {row}.total_tokens ELSE 0 END)"
 
 
-def _all(row: str) -> str:
-    return f"ROW({', '.join(f'{row}.{name}' for name in COLUMNS)})"
+def _all(row: str, iterations: str) -> str:
+    """SQL for all that a row says, with its iterations, which are in a table of their own."""
+    each = ", ".join(f"iteration.{name}" for name in ITERATION_COLUMNS)
+    said = f"SELECT array_agg(ROW({each}) ORDER BY position) FROM {iterations} AS iteration WHERE record_id = {row}.id"
+    return f"ROW({', '.join(f'{row}.{name}' for name in COLUMNS)}, ({said}))"
+
+
+def _differs(row: str) -> str:
+    """SQL for whether a row to be stored says something else than the one that is there, as `merging` asks it."""
+    return f"{_all(row, 'staged_iterations')} IS DISTINCT FROM {_all('old', 'usage_iterations')}"
 
 
 _BASE = "(SELECT base FROM staged WHERE staged.id = excluded.id)"
@@ -73,14 +81,14 @@ MERGE = f"""
     ON CONFLICT (id, occurred_at) DO UPDATE SET
         {", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name not in ("id", "occurred_at"))},
         ledger = excluded.ledger, version = excluded.version, edited_at = NULL, edited_by = NULL
-    WHERE {_all("excluded")} IS DISTINCT FROM {_all("old")} AND ({_SUCCEEDS} OR {_BETTER})
+    WHERE {_differs("excluded")} AND ({_SUCCEEDS} OR {_BETTER})
     RETURNING id
 """
 """Store staged rows; those that are not better than what is there, nor made from it, change nothing."""
 
 CONFLICTS = f"""
     SELECT staged.id FROM staged JOIN usage_records AS old USING (id, occurred_at)
-    WHERE {_all("staged")} IS DISTINCT FROM {_all("old")} AND (
+    WHERE {_differs("staged")} AND (
         ({_by_a_person("staged")} OR base IS NOT NULL OR is_changed) AND {worth("staged")} >= {worth("old")}
         OR old.edited_at IS NOT NULL AND {worth("staged")} > {worth("old")}
     )
@@ -97,7 +105,7 @@ ELSEWHERE = """
 VERSIONS = f"""
     SELECT old.id, old.version FROM staged JOIN usage_records AS old USING (id, occurred_at)
     WHERE (base IS NOT NULL OR old.ledger <> %(ledger)s OR {_by_a_person("staged")})
-    AND {_all("staged")} IS NOT DISTINCT FROM {_all("old")}
+    AND NOT {_differs("staged")}
 """
 """The versions of rows that are there as they are here, so that what is made from them is known as such; of rows whose
 word is this ledger's, that tells it.
@@ -162,6 +170,7 @@ class Pusher:
                 f"CREATE TEMP TABLE {name} ON COMMIT DELETE ROWS AS SELECT {columns} FROM {table} WHERE false"
             )
         connection.execute("CREATE UNIQUE INDEX ON staged (id)")
+        connection.execute("CREATE INDEX ON staged_iterations (record_id)")
 
     def _name_source(self) -> None:
         """Take this proxy's name; raise `FleetError` where another ledger has it."""
@@ -283,8 +292,8 @@ class Pusher:
             elsewhere = self._ids(ELSEWHERE)
             if elsewhere:
                 connection.execute("DELETE FROM staged WHERE id = ANY(%s)", (elsewhere,))
-            stored = self._ids(MERGE)
             self._copy("staged_iterations", ITERATION_COLUMNS, iterations)
+            stored = self._ids(MERGE)
             connection.execute("DELETE FROM usage_iterations WHERE record_id = ANY(%s)", (stored,))
             connection.execute(
                 "INSERT INTO usage_iterations SELECT * FROM staged_iterations WHERE record_id = ANY(%s)", (stored,)

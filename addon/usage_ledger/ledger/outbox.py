@@ -150,6 +150,8 @@ class Outbox:
                 self._start_over()
                 self._agree(there)
                 self._set_state("books", books)
+        if not self.editor.has_table("fleet_outbox_iteration"):  # the last of its triggers
+            with self.editor.transaction():
                 self._watch()
 
     def check_books(self) -> None:
@@ -236,13 +238,20 @@ class Outbox:
 
     def _watch(self) -> None:
         """From now on, note which rows change."""
-        for what, event, is_new in (("came", "INSERT", "1"), ("changed", "UPDATE", "old.usage_state = 'pending'")):
+        for what, event, noted in (
+            ("came", "INSERT ON usage_records WHEN new.usage_state <> 'pending'", "new.id, 1"),
+            (
+                "changed",
+                "UPDATE ON usage_records WHEN new.usage_state <> 'pending'",
+                "new.id, old.usage_state = 'pending'",
+            ),
+            ("iteration", "UPDATE ON usage_iterations", "new.record_id, 0"),
+        ):
             self._connection.execute(
                 f"""
-                CREATE TRIGGER IF NOT EXISTS fleet_outbox_{what} AFTER {event} ON usage_records
-                WHEN new.usage_state <> 'pending'
+                CREATE TRIGGER IF NOT EXISTS fleet_outbox_{what} AFTER {event}
                 BEGIN
-                    INSERT INTO fleet_outbox (record_id, is_new) VALUES (new.id, {is_new});
+                    INSERT INTO fleet_outbox (record_id, is_new) VALUES ({noted});
                 END
                 """
             )

@@ -334,7 +334,7 @@ class Reader:
         return [] if found == ["ok"] else found
 
     def has_table(self, name: str) -> bool:
-        """Whether there is a table; an older ledger does not have all of them."""
+        """Whether there is a table (or trigger); an older ledger does not have all of them."""
         found = self.connection.execute(
             "SELECT 1 FROM sqlite_master WHERE name = ?1 UNION ALL SELECT 1 FROM sqlite_temp_master WHERE name = ?1",
             (name,),
