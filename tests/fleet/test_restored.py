@@ -226,6 +226,27 @@ def test_as_new_may_be_asked_for_again_and_doubles_nothing(tmp_path: Path, dsn: 
     assert stored(dsn, "input_tokens") == [(7,), (12,)]
 
 
+def test_books_that_were_restored_to_before_a_ledger_was_pushed_as_new_know_it_by_what_it_was(
+    tmp_path: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    """Also where that was done twice; what it says goes on under its name, and its trail is there once."""
+    ledger, backup = tmp_path / "usage.db", tmp_path / "backup.db"
+    fill(ledger, record(1, **FLAGGED))
+    backfill(run, ledger, 1, 5)
+    run("push", dsn, "--db", ledger, "--source", "web")
+    run("backup", backup, "--db", ledger)
+    restored = postgres.copy_of(dsn)
+    for number in (2, 3):
+        run("push", dsn, "--db", backup, "--source", "web", "--as-new")
+        fill(backup, record(number))
+    run("push", dsn, "--db", backup, "--source", "web")
+    done = run("push", restored, "--db", backup, "--source", "web")
+    assert "the books are older than what was pushed to them" in done.stderr
+    assert len(stored(restored, "id")) == 3
+    assert query(restored, "SELECT position FROM usage_revisions") == [(1,)]
+    assert run("push", restored, "--db", backup, "--source", "web").stderr == ""
+
+
 def test_what_changes_in_a_ledger_that_was_pushed_as_new_reaches_the_books(tmp_path: Path, dsn: str, run: Run) -> None:
     ledger = fill(tmp_path / "usage.db", record(1))
     run("push", dsn, "--db", ledger, "--source", "web")

@@ -149,7 +149,7 @@ def test_a_ledger_that_was_restored_goes_on_under_another_id(outbox: Outbox) -> 
     former = outbox.ledger
     outbox.renew()
     assert outbox.ledger != former
-    assert outbox.state("former") == former
+    assert outbox.formers == [former]
     assert pushed(outbox) == [["a", "b"]]
 
 

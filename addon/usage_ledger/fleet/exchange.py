@@ -65,8 +65,9 @@ def _refuse_other_trail(connection: Connection, outbox: Outbox) -> None:
 
 
 def common_trail(connection: Connection, outbox: Outbox) -> int:
-    """Return how many entries of the trail are in the books under the ledger's former id already."""
+    """Return how many entries of the trail are in the books under the ledger's former ids already."""
     there = connection.execute(
-        "SELECT position, hash FROM usage_revisions WHERE ledger = %s ORDER BY position DESC", (outbox.former,)
+        "SELECT position, hash FROM usage_revisions WHERE ledger = ANY(%s::uuid[]) ORDER BY position DESC",
+        (outbox.formers,),
     )
     return next((position for position, hash_ in there if outbox.revision_hash(position) == hash_), 0)

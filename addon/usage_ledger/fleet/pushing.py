@@ -156,11 +156,11 @@ class Pusher:
     def __init__(self, outbox: Outbox, connection: Connection, source: str) -> None:
         self._outbox = outbox
         self._connection = connection
-        self._names: dict[str, Any] = {"source": source, "ledger": outbox.ledger, "former": outbox.former}
+        self._names: dict[str, Any] = {"source": source, "ledger": outbox.ledger, "formers": outbox.formers}
         self._names |= {"batches": outbox.pushes.batches, "run": None}
         self._months: dict[str, str | None] = {}
         self._name_source()
-        if outbox.former is not None:
+        if outbox.formers and outbox.state("revisions") is None:
             outbox.skip_entries(common_trail(connection, outbox))
         for name, columns, table in (
             ("staged", f"{_ROW}, 0::bigint AS base, false AS is_changed", "usage_records"),
@@ -174,13 +174,15 @@ class Pusher:
 
     def _name_source(self) -> None:
         """Take this proxy's name; raise `FleetError` where another ledger has it."""
+        goes_on = self._outbox.is_renewed or self._outbox.state("name") == self._names["source"]
         try:
             with self._connection.transaction():
-                self._connection.execute(
-                    "UPDATE usage_sources SET ledger = %(ledger)s, batches = 0, run = NULL "
-                    "WHERE name = %(source)s AND ledger = %(former)s",
-                    self._names,
-                )
+                if goes_on:  # with what it was called under a former id
+                    self._connection.execute(
+                        "UPDATE usage_sources SET ledger = %(ledger)s, batches = 0, run = NULL "
+                        "WHERE name = %(source)s AND ledger = ANY(%(formers)s::uuid[])",
+                        self._names,
+                    )
                 known = self._connection.execute(
                     "UPDATE usage_sources SET name = %(source)s WHERE ledger = %(ledger)s", self._names
                 )
@@ -192,6 +194,7 @@ class Pusher:
             raise FleetError(
                 f"another ledger is pushed as {self._names['source']}; give this one a name of its own with --source"
             ) from None
+        self._outbox.note_name(self._names["source"])
 
     def push(self) -> Iterator[Pushed]:
         """Push all that waits now, batch by batch. What is left waits for the next push."""

@@ -184,22 +184,35 @@ class Outbox:
 
         Until `finish`, this may be asked for again.
         """
-        if self.former is None:
+        if not self.is_renewed:
             with self.editor.transaction():
-                self._set_state("former", self.ledger)
+                self._set_state("formers", json.dumps([*self.formers, self.ledger]))
+                self._set_state("renewed", "1")
                 self._set_state("ledger", str(uuid.uuid4()))
+                self._forget("name")
                 self._start_over()
 
     def finish(self) -> None:
         """All was pushed under the id that `renew` gave."""
-        if self.former is not None:
+        if self.is_renewed:
             with self.editor.transaction():
-                self._forget("former")
+                self._forget("renewed")
 
     @property
-    def former(self) -> str | None:
-        """The id before `renew`, until everything was pushed under the new one."""
-        return self.state("former")
+    def is_renewed(self) -> bool:
+        """Whether `renew` gave another id, under which not everything was pushed yet."""
+        return self.state("renewed") is not None
+
+    @property
+    def formers(self) -> list[str]:
+        """The ids that this ledger had before; books that are restored to what they were know it by them."""
+        return list(json.loads(self.state("formers") or "[]"))
+
+    def note_name(self, name: str) -> None:
+        """Note under which name the ledger is pushed."""
+        if self.state("name") != name:
+            with self.editor.transaction():
+                self._set_state("name", name)
 
     def _start_over(self) -> None:
         self._forget("first_rows", "revisions", "adjustments", "batches", "run", "stored_run")
@@ -420,14 +433,13 @@ class Outbox:
             self._count_batch()
 
     def skip_entries(self, position: int) -> None:
-        """Push no entry of the trail up to this one, nor what it adjusted: they are there, under the former id."""
-        if self.state("revisions") is None:
-            with self.editor.transaction():
-                self._set_state("revisions", str(position))
-                if self.editor.has_table("bill_adjustments"):
-                    found = "SELECT coalesce(max(number), 0) FROM bill_adjustments WHERE position <= ?"
-                    (number,) = self._connection.execute(found, (position,)).fetchone()
-                    self._set_state("adjustments", str(number))
+        """Push no entry of the trail up to this one, nor what it adjusted: they are there, under a former id."""
+        with self.editor.transaction():
+            self._set_state("revisions", str(position))
+            if self.editor.has_table("bill_adjustments"):
+                found = "SELECT coalesce(max(number), 0) FROM bill_adjustments WHERE position <= ?"
+                (number,) = self._connection.execute(found, (position,)).fetchone()
+                self._set_state("adjustments", str(number))
 
 
 _GROWING = {
