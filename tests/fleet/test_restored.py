@@ -54,7 +54,32 @@ def test_a_ledger_that_was_restored_takes_no_correction_back(tmp_path: Path, dsn
     run("push", dsn, "--db", backup, "--source", "web")
     assert stored(dsn, "input_tokens") == [(5,), (5,), (12,)]
     assert "all is well" in run("verify", "--db", backup).stdout
-    assert query(dsn, "SELECT name FROM usage_sources") == [("web",)]
+    assert query(dsn, "SELECT source, count(*) FROM usage_records GROUP BY source") == [("web", 3)]
+
+
+def test_a_copy_takes_no_name_from_the_original_unless_somebody_says_so(tmp_path: Path, dsn: str, run: Run) -> None:
+    """Both have the host's name. It cannot be told whether the original lives; if it does, it is told what is so."""
+    original, copy = fill(tmp_path / "a.db", record(1)), tmp_path / "b.db"
+    run("push", dsn, "--db", original)
+    run("backup", copy, "--db", original)
+    name = socket.gethostname()
+    for more in ((), ("--as-new",), ()):
+        fill(original, record(2))
+        run("push", dsn, "--db", original)
+        done = run("push", dsn, "--db", copy, *more, code=2)
+    assert (
+        f"another ledger is pushed as {name}; where this one is a copy of it, give it a name of its own with --source; "
+        f"where it was restored in its place, say --as-new --source {name}" in done.stderr
+    )
+    assert done.stderr.count("\n") == 1
+    run("push", dsn, "--db", copy, "--as-new", "--source", name)
+    run("push", dsn, "--db", copy)
+    done = run("push", dsn, "--db", original, code=2)
+    assert done.stderr.startswith(f"usage-ledger: another ledger is pushed as {name}; give this one a name of its own")
+    fill(original, record(3))
+    run("push", dsn, "--db", original, "--source", "web-1")
+    assert sorted(query(dsn, "SELECT name FROM usage_sources")) == sorted([(name,), ("web-1",)])
+    assert len(stored(dsn, "id")) == 3
 
 
 def test_books_that_were_restored_get_what_they_lack(

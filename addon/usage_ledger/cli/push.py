@@ -35,7 +35,7 @@ NAME_LIMIT = 128
 @click.option("--follow", is_flag=True, help="Go on pushing what comes.")
 @click.option("--interval", type=Span(), default="5s", show_default=True, help="How often, with --follow.")
 @click.option("--source", type=Words(), metavar="NAME", help="This proxy's name there. Default: the host's name.")
-@click.option("--as-new", is_flag=True, help="As a ledger of its own: it was restored from a backup, or is a copy.")
+@click.option("--as-new", is_flag=True, help="As a ledger of its own: it is a copy, or was restored from a backup.")
 def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | None, as_new: bool) -> int:
     """Push what is new in the ledger to the fleet's books: a PostgreSQL database, named by DSN.
 
@@ -58,7 +58,7 @@ def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | No
         raise click.UsageError(f"--source {name!r} is no name")
     if not interval:
         raise click.UsageError("--interval is no time at all; give it a second or more")
-    run = _Run(dsn, db, name, as_new)
+    run = _Run(dsn, db, name, as_new, replaces=as_new and source is not None)
     away_since: float | None = None
     pause = 1.0
     while True:
@@ -107,11 +107,12 @@ def warn(what: str) -> None:
 class _Run:
     """The pushes of one command."""
 
-    def __init__(self, dsn: str, db: Path, source: str, as_new: bool) -> None:
+    def __init__(self, dsn: str, db: Path, source: str, as_new: bool, replaces: bool) -> None:
         self._dsn = dsn
         self._db = db
         self._source = source
         self._as_new = as_new
+        self._replaces = replaces
         self._stored = 0
         self.has_pushed = False
         self._named: set[tuple[str, str]] = set()
@@ -128,7 +129,7 @@ class _Run:
         archived, counts = 0, Counter[str]()
         with open_outbox(self._db) as outbox, open_books(self._dsn, make=True) as (connection, books), telling():
             begin(connection, books, outbox, warn, self._as_new)
-            for pushed in Pusher(outbox, connection, self._source).push():
+            for pushed in Pusher(outbox, connection, self._source, self._replaces).push():
                 self._stored += pushed.stored
                 archived += pushed.archived
                 self.left.update(pushed.left)

@@ -153,13 +153,14 @@ class _Stored(NamedTuple):
 class Pusher:
     """Pushes one ledger over one connection, which nobody else does meanwhile (`exchange`)."""
 
-    def __init__(self, outbox: Outbox, connection: Connection, source: str) -> None:
+    def __init__(self, outbox: Outbox, connection: Connection, source: str, replaces: bool = False) -> None:
+        """`replaces`: the ledger is pushed in the place of the one that it was restored from, under its name."""
         self._outbox = outbox
         self._connection = connection
         self._names: dict[str, Any] = {"source": source, "ledger": outbox.ledger, "formers": outbox.formers}
         self._names |= {"batches": outbox.pushes.batches, "run": None}
         self._months: dict[str, str | None] = {}
-        self._name_source()
+        self._name_source(replaces)
         if outbox.formers and outbox.state("revisions") is None:
             outbox.skip_entries(common_trail(connection, outbox))
         for name, columns, table in (
@@ -172,14 +173,18 @@ class Pusher:
         connection.execute("CREATE UNIQUE INDEX ON staged (id)")
         connection.execute("CREATE INDEX ON staged_iterations (record_id)")
 
-    def _name_source(self) -> None:
-        """Take this proxy's name; raise `FleetError` where another ledger has it."""
-        goes_on = self._outbox.is_renewed or self._outbox.state("name") == self._names["source"]
+    def _name_source(self, replaces: bool) -> None:
+        """Take this proxy's name; raise `FleetError` where another ledger has it.
+
+        One that this ledger was restored from, or is a copy of, gives it up only where somebody says so: it may live.
+        """
+        name = self._names["source"]
         try:
             with self._connection.transaction():
-                if goes_on:  # with what it was called under a former id
+                if replaces or self._outbox.state("name") == name:
+                    # It stays known, so that it is told what is so should it be pushed once more.
                     self._connection.execute(
-                        "UPDATE usage_sources SET ledger = %(ledger)s, batches = 0, run = NULL "
+                        "UPDATE usage_sources SET name = format('%%s (%%s)', name, ledger) "
                         "WHERE name = %(source)s AND ledger = ANY(%(formers)s::uuid[])",
                         self._names,
                     )
@@ -191,10 +196,17 @@ class Pusher:
                         "INSERT INTO usage_sources (name, ledger) VALUES (%(source)s, %(ledger)s)", self._names
                     )
         except errors.UniqueViolation:
-            raise FleetError(
-                f"another ledger is pushed as {self._names['source']}; give this one a name of its own with --source"
-            ) from None
-        self._outbox.note_name(self._names["source"])
+            raise FleetError(f"another ledger is pushed as {name}; {self._ways_out(name)}") from None
+        self._outbox.note_name(name)
+
+    def _ways_out(self, name: str) -> str:
+        asked = "SELECT 1 FROM usage_sources WHERE name = %(source)s AND ledger = ANY(%(formers)s::uuid[])"
+        if self._connection.execute(asked, self._names).fetchone() is None:
+            return "give this one a name of its own with --source"
+        return (
+            "where this one is a copy of it, give it a name of its own with --source; "
+            f"where it was restored in its place, say --as-new --source {name}"
+        )
 
     def push(self) -> Iterator[Pushed]:
         """Push all that waits now, batch by batch. What is left waits for the next push."""
