@@ -176,6 +176,32 @@ def test_follow_pushes_what_comes(ledger: Path, dsn: str) -> None:
     assert process.wait(20) == 143
 
 
+def test_a_ledger_that_is_followed_into_one_set_of_books_goes_to_no_other(
+    ledger: Path, postgres: Postgres, dsn: str, run: Run
+) -> None:
+    """Each would begin from the start at every interval; whoever comes second stops."""
+    fill(ledger, record(1))
+    other = postgres.new_database()
+    process = subprocess.Popen(
+        command("push", dsn, "--db", ledger, "--follow", "--interval", "1s"), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until(lambda: query(dsn, "SELECT to_regclass('usage_records')")[0][0] and stored(dsn, "id"))
+        for arguments in ((), ("--follow",)):
+            done = run("push", other, "--db", ledger, *arguments, code=2)
+            assert done.stderr.startswith("usage-ledger: a push --follow of this ledger to other books is running")
+            assert done.stderr.count("\n") == 1
+        assert stored(other, "id") == []
+        run("push", dsn, "--db", ledger)
+        fill(ledger, record(2))
+        wait_until(lambda: len(stored(dsn, "id")) == 2)
+    finally:
+        process.kill()
+    assert process.communicate(timeout=20)[1] == ""
+    run("push", other, "--db", ledger)
+    assert len(stored(other, "id")) == 2
+
+
 def wrong_dsn(dsn: str) -> str:
     return "nonsense"
 

@@ -17,6 +17,7 @@ import click
 from usage_ledger.cli.options import Span, Words, with_ledger
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.presence import Presence, new_writer_id
 
 PATIENCE_SECONDS = 30.0
 """So long a single push waits for a server that is away."""
@@ -58,7 +59,7 @@ def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | No
         raise click.UsageError(f"--source {name!r} is no name")
     if not interval:
         raise click.UsageError("--interval is no time at all; give it a second or more")
-    run = _Run(dsn, db, name, as_new, replaces=as_new and source is not None)
+    run = _Run(dsn, db, name, as_new, replaces=as_new and source is not None, follow=follow)
     away_since: float | None = None
     pause = 1.0
     while True:
@@ -107,12 +108,15 @@ def warn(what: str) -> None:
 class _Run:
     """The pushes of one command."""
 
-    def __init__(self, dsn: str, db: Path, source: str, as_new: bool, replaces: bool) -> None:
+    def __init__(self, dsn: str, db: Path, source: str, as_new: bool, replaces: bool, follow: bool) -> None:
         self._dsn = dsn
         self._db = db
         self._source = source
         self._as_new = as_new
         self._replaces = replaces
+        self._follow = follow
+        self._presence: Presence | None = None
+        self._id = new_writer_id()
         self._stored = 0
         self.has_pushed = False
         self._named: set[tuple[str, str]] = set()
@@ -128,7 +132,7 @@ class _Run:
         self.left = set()
         archived, counts = 0, Counter[str]()
         with open_outbox(self._db) as outbox, open_books(self._dsn, make=True) as (connection, books), telling():
-            begin(connection, books, outbox, warn, self._as_new)
+            begin(connection, books, outbox, warn, self._as_new, self._mark() if self._follow else None)
             for pushed in Pusher(outbox, connection, self._source, self._replaces).push():
                 self._stored += pushed.stored
                 archived += pushed.archived
@@ -146,6 +150,13 @@ class _Run:
         if archived:
             warn(f"{archived:,} row(s) were archived before they were pushed; push the archive as well")
         self._named = set(self.left)  # what is settled, and comes up again, is news
+
+    def _mark(self) -> str:
+        """Say beside the ledger, as long as this process lives, that it follows; return under which id."""
+        if self._presence is None:
+            self._presence = Presence(self._db, self._id)
+            click.get_current_context().call_on_close(self._presence.leave)
+        return self._id
 
     def tell(self) -> None:
         """Say what was stored since the last time."""

@@ -18,18 +18,24 @@ _RESTORED = "the ledger was restored from a backup, or is a copy; push it with -
 
 
 def begin(
-    connection: Connection, books: str, outbox: Outbox, tell: Callable[[str], None], as_new: bool = False
+    connection: Connection,
+    books: str,
+    outbox: Outbox,
+    tell: Callable[[str], None],
+    as_new: bool = False,
+    follower: str | None = None,
 ) -> None:
     """Begin to exchange rows of a ledger with the books (their id); `tell` a person why it takes longer.
 
-    It ends with the connection. `as_new`: under an id that the books do not know yet. Raises `FleetError` where the
-    books know more of this ledger than it does itself.
+    It ends with the connection. `as_new`: under an id that the books do not know yet. `follower`: the mark of who goes
+    on doing so. Raises `FleetError` where the books know more of this ledger than it does itself, and `LedgerError`
+    where somebody else goes on exchanging its rows with other books.
     """
     if as_new:
         outbox.renew()
     _wait_for_turn(connection, outbox.ledger, tell)
     there = _pushes(connection, outbox.ledger)
-    outbox.begin_for(books, there)
+    outbox.begin_for(books, there, follower)
     _refuse_other_trail(connection, outbox)
     here = outbox.pushes
     if there.batches < here.batches:

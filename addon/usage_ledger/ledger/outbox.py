@@ -20,7 +20,7 @@ from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor, open_for_editing
 from usage_ledger.ledger.entries import entries_by
 from usage_ledger.ledger.marks import LedgerError
-from usage_ledger.ledger.presence import new_writer_id
+from usage_ledger.ledger.presence import is_alive, new_writer_id
 from usage_ledger.ledger.store import Store
 
 REVISION_COLUMNS = (
@@ -139,20 +139,33 @@ class Outbox:
     def _set_state(self, name: str, value: str) -> None:
         self._connection.execute("INSERT OR REPLACE INTO fleet_state (name, value) VALUES (?, ?)", (name, value))
 
-    def begin_for(self, books: str, there: "Pushes") -> None:
+    def begin_for(self, books: str, there: "Pushes", follower: str | None = None) -> None:
         """Begin to exchange rows with these books (a UUID), where so much was pushed from this ledger (`there`).
 
-        Others than before get everything from the start.
+        Others than before get everything from the start. `follower` is the mark (`presence`) of who goes on doing so;
+        raises `LedgerError` where one with other books lives.
         """
         self._books = books
-        if self.state("books") != books:
+        is_other = self.state("books") != books
+        if is_other or (follower is not None and not self._is_followed()):
             with self.editor.transaction():
-                self._start_over()
-                self._agree(there)
-                self._set_state("books", books)
+                if is_other and self._is_followed():
+                    raise LedgerError(
+                        "a push --follow of this ledger to other books is running, and it has one set; end that one"
+                    )
+                if is_other:
+                    self._start_over()
+                    self._agree(there)
+                    self._set_state("books", books)
+                if follower is not None:
+                    self._set_state("follower", follower)
         if not self.editor.has_table("fleet_outbox_iteration"):  # the last of its triggers
             with self.editor.transaction():
                 self._watch()
+
+    def _is_followed(self) -> bool:
+        follower = self.state("follower")
+        return follower is not None and is_alive(self.editor.path, follower)
 
     def check_books(self) -> None:
         """Raise `LedgerError` where the ledger exchanges rows with other books by now."""
