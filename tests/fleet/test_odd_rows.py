@@ -10,7 +10,7 @@ from usage_ledger.ledger.record import IterationRow
 
 from scripts.real_postgres import query
 from scripts.real_proxy import rows_of
-from tests.fleet.conftest import FLAGGED, Run, backfill, fill, record, sql, stored
+from tests.fleet.conftest import FLAGGED, Run, backfill, fill, record, sql, stored, timely
 
 
 def test_whatever_a_note_says_the_trail_goes_along(ledger: Path, dsn: str, run: Run) -> None:
@@ -171,3 +171,15 @@ def test_an_iteration_that_cannot_be_keeps_its_row_back(ledger: Path, dsn: str, 
     sql(ledger, "UPDATE usage_iterations SET total_cost = '0.5'")
     run("push", dsn, "--db", ledger)
     assert query(dsn, "SELECT total_cost::text FROM usage_iterations") == [("0.5",)]
+
+
+def test_a_new_row_that_is_kept_back_leaves_none_of_its_iterations_in_the_books(
+    ledger: Path, dsn: str, run: Run
+) -> None:
+    """Those rows are stored the short way, and their iterations with them."""
+    rows = timely(1), timely(2)
+    fill(ledger, *rows, iterations=tuple(IterationRow(row.id, 0, "message", None, 1, 5) for row in rows))
+    sql(ledger, "UPDATE usage_iterations SET input_tokens = -1 WHERE record_id = ?", rows[1].id)
+    done = run("push", dsn, "--db", ledger, code=1)
+    assert f"row {rows[1].id} cannot be: input_tokens of an iteration is -1" in done.stderr
+    assert query(dsn, "SELECT record_id FROM usage_iterations") == [(rows[0].id,)]

@@ -294,7 +294,8 @@ class Pusher:
     def _add(self, batch: Batch) -> _Stored:
         """Store rows that are new to the books."""
         with self._writing():
-            signed = (row + self._signature() for row in batch.rows.values())
+            signature = SEPARATOR + line_of([self._names["source"], self._names["ledger"]])
+            signed = (row + signature for row in batch.rows.values())
             self._copy("usage_records", (*COLUMNS, "source", "ledger"), signed)
             self._copy("usage_iterations", ITERATION_COLUMNS, batch.iterations)
         return _Stored(len(batch.rows), [], [])
@@ -332,9 +333,6 @@ class Pusher:
                 "WHERE ledger = %(ledger)s",
                 self._names,
             )
-
-    def _signature(self) -> str:
-        return SEPARATOR + line_of([self._names["source"], self._names["ledger"]])
 
     def _copy(self, table: str, columns: Sequence[str], lines: Iterable[str]) -> None:
         target = sql.SQL("COPY {} ({}) FROM STDIN WITH (DELIMITER {}, NULL {})").format(

@@ -3,6 +3,8 @@
 Room: ledger. Imports its neighbours in this room.
 """
 
+from collections.abc import Iterable
+
 from usage_ledger.ledger.columns import COUNT_COLUMNS, COUNT_LIMIT
 from usage_ledger.ledger.money import as_amount
 from usage_ledger.ledger.record import Entry
@@ -17,17 +19,19 @@ def _is_no_cost(name: str) -> str:
     return f"{name} IS NOT NULL AND ({name} GLOB '*[^0-9.]*' OR {name} = '' OR length({name}) > 30)"
 
 
+def _are_amounts(names: Iterable[str]) -> str:
+    """SQL for whether none of these is negative or too large, at a look at all of their bits."""
+    return f"({' | '.join(f'coalesce({name}, 0)' for name in names)}) BETWEEN 0 AND {COUNT_LIMIT}"
+
+
 BEYOND = (
-    f"min({', '.join(f'coalesce({name}, 0)' for name in _AMOUNTS)}) < 0 "
-    f"OR max({', '.join(f'coalesce({name}, 0)' for name in _AMOUNTS)}) > {COUNT_LIMIT} "
-    f"OR max({', '.join(_FLAGS)}) > 1 OR min({', '.join(_FLAGS)}) < 0 "
+    f"NOT {_are_amounts(_AMOUNTS)} OR ({' | '.join(_FLAGS)}) NOT IN (0, 1) "
     f"OR usage_state NOT IN ({', '.join(map(repr, _STATES))}) OR {_is_no_cost('total_cost')}"
 )
 """SQL for whether a settled row may be beyond its bounds, to be looked at by `beyond`."""
 
 ITERATION_BEYOND = (
-    f"min({', '.join(_ITERATION_COUNTS)}) < 0 OR max({', '.join(_ITERATION_COUNTS)}) > {COUNT_LIMIT} "
-    f"OR coalesce(billed, 0) NOT IN (0, 1) OR {_is_no_cost('total_cost')}"
+    f"NOT {_are_amounts(_ITERATION_COUNTS)} OR coalesce(billed, 0) NOT IN (0, 1) OR {_is_no_cost('total_cost')}"
 )
 """The same of an iteration."""
 

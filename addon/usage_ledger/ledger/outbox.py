@@ -89,10 +89,8 @@ def _is_whole(line: str) -> bool:
     return line.count(SEPARATOR) == len(COLUMNS) - 1 and "\n" not in line and "\r" not in line
 
 
-_TELLS_ITS_START = """
-    id BETWEEN printf('%013x', strftime('%s', occurred_at) * 1000000 + substr(occurred_at, 21, 3) * 1000)
-    AND printf('%013x', strftime('%s', occurred_at) * 1000000 + substr(occurred_at, 21, 3) * 1000 + 999) || '~'
-"""
+_START = "unixepoch(occurred_at) * 1000000 + substr(occurred_at, 21, 3) * 1000"
+_TELLS_ITS_START = f"id BETWEEN printf('%013x', {_START}) AND printf('%013x', {_START} + 999) || '~'"
 """SQL for whether a row's id begins with its start, as ids do (`record_id`): then it has one start everywhere."""
 
 
@@ -175,7 +173,8 @@ class Outbox:
     def versions(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the versions of rows on the other side, as far as they are known."""
         found = self._connection.execute(
-            "SELECT record_id, version FROM fleet_versions WHERE record_id IN (SELECT value FROM json_each(?))",
+            "SELECT record_id, version FROM fleet_versions WHERE EXISTS (SELECT 1 FROM fleet_versions) "
+            "AND record_id IN (SELECT value FROM json_each(?))",
             (json.dumps(ids),),
         )
         return dict(found)
@@ -320,61 +319,58 @@ class Outbox:
         """Return rows that were there before the outbox was."""
         told = self.state("first_rows") if behind is None else behind.end[1]
         after = tuple(json.loads(told)) if told else ("", "")
-        last = self._connection.execute(
-            "SELECT occurred_at, id FROM (SELECT occurred_at, id FROM usage_records WHERE (occurred_at, id) > (?, ?) "
-            "ORDER BY occurred_at, id LIMIT ?) ORDER BY occurred_at DESC, id DESC LIMIT 1",
-            (*after, size),
-        ).fetchone()
-        if last is None:
-            if behind is not None:
-                return None  # all of them are under way; what has changed since comes once they are acknowledged
-            with self.editor.transaction():
-                self._set_state("first_rows", "all")
-            return self.take(size, until)
-        # What came from the other side is there already, and its changes are noted.
-        condition = (
-            "(occurred_at, id) > (?, ?) AND (occurred_at, id) <= (?, ?) "
-            "AND id NOT IN (SELECT record_id FROM fleet_versions) ORDER BY occurred_at, id"
-        )
         archived = 0
         if told is None and self.editor.has_table("usage_archived"):
             (archived,) = self._connection.execute("SELECT count(*) FROM usage_archived").fetchone()
-        return self._batch(condition, (*after, *last), ("first_rows", json.dumps(last)), frozenset(), archived)
+        # What came from the other side is there already, and its changes are noted.
+        batch = self._batch(
+            "(occurred_at, id) > (?, ?) AND id NOT IN (SELECT record_id FROM fleet_versions) "
+            "ORDER BY occurred_at, id LIMIT ?",
+            (*after, size),
+            None,
+            frozenset(),
+            archived,
+        )
+        if batch is None and behind is None:  # else they are under way; what has changed since comes after them
+            with self.editor.transaction():
+                self._set_state("first_rows", "all")
+            return self.take(size, until)
+        return batch
 
     def _batch(
         self,
         condition: str,
         values: tuple[Any, ...],
-        end: tuple[str, str],
+        end: tuple[str, str] | None,
         changed: frozenset[str],
         archived: int,
-    ) -> Batch:
+    ) -> Batch | None:
+        """Return rows to push. `end`: None is where the last of the first rows stands; then there may be no batch."""
         found = self._connection.execute(
-            "SELECT id, substr(occurred_at, 1, 7), instr(metadata, '_manually_updated') OR "
+            "SELECT id, occurred_at, instr(metadata, '_manually_updated') OR "
             f"instr(metadata, '_accepted') OR ({_TELLS_ITS_START}) IS NOT 1, {_line(COLUMNS)}, {BEYOND} "
             f"FROM usage_records WHERE usage_state <> 'pending' AND {condition}",
             values,
         ).fetchall()
+        if end is None:
+            if not found:
+                return None
+            end = "first_rows", json.dumps([found[-1][1], found[-1][0]])
         rows = {row[0]: row[3] for row in found}
         odd = [row_id for row_id, line in rows.items() if not _is_whole(line)]
         if odd:
             rows |= {row_id: line_of(cells) for row_id, cells in self.cells(odd)[0].items()}
-        ids = json.dumps(list(rows))
-        suspects = self._connection.execute(
-            f"SELECT record_id FROM {self.editor.table('usage_iterations', ITERATION_COLUMNS)} "
-            f"WHERE record_id IN (SELECT value FROM json_each(?)) AND ({ITERATION_BEYOND})",
-            (ids,),
-        )
-        impossible = self._impossible([row[0] for row in found if row[4]] + [row[0] for row in suspects])
+        iterations = self._connection.execute(
+            f"SELECT record_id, {ITERATION_BEYOND}, {_line(ITERATION_COLUMNS)} {self._iterations()}",
+            (json.dumps(list(rows)),),
+        ).fetchall()
+        impossible = self._impossible([row[0] for row in found if row[4]] + [row[0] for row in iterations if row[1]])
         for row_id in impossible:
             del rows[row_id]
-        iterations = self._connection.execute(
-            f"SELECT {_line(ITERATION_COLUMNS)} {self._iterations()}", (ids,)
-        ).fetchall()
-        months = {row[0]: row[1] for row in found}
+        told = [line for row_id, _, line in iterations if row_id in rows]
+        months = {row[0]: row[1][:7] for row in found}
         is_new = not changed and not any(row[2] for row in found)
         bases = self.versions(list(rows))
-        told = [row[0] for row in iterations]
         return Batch(rows, told, months, bases, changed, impossible, is_new, archived, end)
 
     def _impossible(self, ids: Sequence[str]) -> dict[str, str]:
