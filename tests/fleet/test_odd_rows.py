@@ -142,6 +142,24 @@ def test_a_text_that_looks_like_a_row_is_none(ledger: Path, dsn: str, run: Run) 
     assert query(dsn, "SELECT tag FROM usage_records WHERE id = %s", [record(3).id]) == [(tag,)]
 
 
+@pytest.mark.parametrize(
+    ("text", "there"), [("\x1e", "\x1e"), ("a\x1eb", "a\x1eb"), ("a\x00b", "a\ufffdb"), ("\x00", "\ufffd")]
+)
+def test_no_text_is_cut_or_taken_for_none(ledger: Path, dsn: str, run: Run, text: str, there: str) -> None:
+    """PostgreSQL has no NUL."""
+    fill(ledger, timely(1, tag=text))
+    run("push", dsn, "--db", ledger)
+    assert stored(dsn, "tag") == [(there,)]
+
+
+def test_texts_of_iterations_may_hold_anything(ledger: Path, dsn: str, run: Run) -> None:
+    """Also what looks like another one of them."""
+    row, text = timely(1), "\n\x1ex\x1f\\y\r"
+    fill(ledger, row, iterations=(IterationRow(row.id, 0, "\x1e", text, 1, 5),))
+    run("push", dsn, "--db", ledger)
+    assert query(dsn, "SELECT type, model FROM usage_iterations") == [("\x1e", text)]
+
+
 def pushing_line(path: Path, row_id: str) -> str:
     """A row as it goes over the wire."""
     with open_outbox(path) as outbox:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger.bounds import BEYOND, ITERATION_BEYOND, beyond
-from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, NUMBER_COLUMNS
 from usage_ledger.ledger.editing import Editor, open_for_editing
 from usage_ledger.ledger.entries import entries_by
 from usage_ledger.ledger.marks import LedgerError
@@ -77,7 +77,7 @@ def line_of(cells: Sequence[object]) -> str:
 def _line(columns: Sequence[str]) -> str:
     """SQL for a line of what the addon writes, which has nothing special in it but backslashes; quicker than `line_of`.
 
-    Where another program has put something special, `_is_whole` is false.
+    Where another program has put something special, `_is_whole` is false, or `_IS_CUT` true.
     """
     form = SEPARATOR.join(["%s"] * len(columns))
     cells = ", ".join(f"coalesce({name}, '{NULL}')" for name in columns)
@@ -88,6 +88,10 @@ def _is_whole(line: str) -> bool:
     """Whether a line of SQL's is one row: no cell of it holds a separator or a line end."""
     return line.count(SEPARATOR) == len(COLUMNS) - 1 and "\n" not in line and "\r" not in line
 
+
+_TEXTS = [name for name in COLUMNS if name not in NUMBER_COLUMNS]
+_IS_CUT = f"'{NULL}' IN ({', '.join(_TEXTS)}) OR {' OR '.join(f'instr({name}, char(0))' for name in _TEXTS)}"
+"""SQL for whether a line lacks text of its row: what is nothing but `NULL` would be none, and a NUL ends the others."""
 
 _START = "unixepoch(occurred_at) * 1000000 + substr(occurred_at, 21, 3) * 1000"
 _TELLS_ITS_START = f"id BETWEEN printf('%013x', {_START}) AND printf('%013x', {_START} + 999) || '~'"
@@ -348,7 +352,7 @@ class Outbox:
         """Return rows to push. `end`: None is where the last of the first rows stands; then there may be no batch."""
         found = self._connection.execute(
             "SELECT id, occurred_at, instr(metadata, '_manually_updated') OR "
-            f"instr(metadata, '_accepted') OR ({_TELLS_ITS_START}) IS NOT 1, {_line(COLUMNS)}, {BEYOND} "
+            f"instr(metadata, '_accepted') OR ({_TELLS_ITS_START}) IS NOT 1, {_line(COLUMNS)}, {BEYOND}, {_IS_CUT} "
             f"FROM usage_records WHERE usage_state <> 'pending' AND {condition}",
             values,
         ).fetchall()
@@ -357,17 +361,16 @@ class Outbox:
                 return None
             end = "first_rows", json.dumps([found[-1][1], found[-1][0]])
         rows = {row[0]: row[3] for row in found}
-        odd = [row_id for row_id, line in rows.items() if not _is_whole(line)]
+        odd = [row[0] for row in found if row[5] or not _is_whole(row[3])]
         if odd:
             rows |= {row_id: line_of(cells) for row_id, cells in self.cells(odd)[0].items()}
         iterations = self._connection.execute(
-            f"SELECT record_id, {ITERATION_BEYOND}, {_line(ITERATION_COLUMNS)} {self._iterations()}",
-            (json.dumps(list(rows)),),
+            f"SELECT {ITERATION_BEYOND}, {', '.join(ITERATION_COLUMNS)} {self._iterations()}", (json.dumps(list(rows)),)
         ).fetchall()
-        impossible = self._impossible([row[0] for row in found if row[4]] + [row[0] for row in iterations if row[1]])
+        impossible = self._impossible([row[0] for row in found if row[4]] + [row[1] for row in iterations if row[0]])
         for row_id in impossible:
             del rows[row_id]
-        told = [line for row_id, _, line in iterations if row_id in rows]
+        told = [line_of(cells) for _, *cells in iterations if cells[0] in rows]
         months = {row[0]: row[1][:7] for row in found}
         is_new = not changed and not any(row[2] for row in found)
         bases = self.versions(list(rows))
