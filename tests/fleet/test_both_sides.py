@@ -287,6 +287,21 @@ def test_a_correction_by_sql_that_two_ledgers_take_over_is_no_conflict(
     assert comparable(proxy) == comparable(desk)
 
 
+def test_two_who_type_the_same_correction_agree(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """They did so at different times. What one of them makes of it later is known to be made from it."""
+    fill(proxy, record(1, **FLAGGED))
+    run("push", dsn, "--db", proxy, "--source", "web-1")
+    run("pull", dsn, "--db", desk)
+    for path, name in ((desk, "desk"), (proxy, "web-1")):
+        backfill(run, path, 1, 500)
+        assert run("push", dsn, "--db", path, "--source", name).stderr == ""
+    for path in (proxy, desk):
+        assert run("pull", dsn, "--db", path).stdout == "1 row(s) match: 0 new, 0 changed here\n"
+    run("backfill", "--id", record(1).id, "--input-tokens", 7, "--note", "x", "--force", "--db", proxy)
+    assert run("push", dsn, "--db", proxy, "--source", "web-1").stderr == ""
+    assert stored(dsn, "input_tokens") == [(7,)]
+
+
 # Changes that are no corrections.
 
 

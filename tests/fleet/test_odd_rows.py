@@ -25,6 +25,7 @@ ODD: dict[str, dict[str, object]] = {
     "a NUL in JSON": {"metadata": '{"a":"x\\u0000y"}'},
     "half a surrogate pair": {"metadata": '{"a":"\\ud800"}'},
     "no JSON": {"metadata": "{"},
+    "JSON that is no object": {"metadata": "5"},
     "JSON that is NaN": {"usage_raw": '{"a":NaN}'},
     "a tab, a backslash, a line end": {"tag": "a\tb\\c\nd\re\\N"},
     "a cost that is no number": {"total_cost": "much"},

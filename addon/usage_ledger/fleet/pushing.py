@@ -20,6 +20,7 @@ from usage_ledger.fleet.exchange import common_trail
 from usage_ledger.fleet.schema import ACCESS, Connection, make_partition
 from usage_ledger.fleet.server import FleetError
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, JSON_COLUMNS
+from usage_ledger.ledger.corrections import CORRECTED_AT
 from usage_ledger.ledger.outbox import ADJUSTMENT_COLUMNS, NULL, REVISION_COLUMNS, SEPARATOR, Batch, Outbox, line_of
 
 BATCH = 5_000
@@ -55,10 +56,18 @@ def worth(row: str) -> str:
 
 
 def _all(row: str, iterations: str) -> str:
-    """SQL for all that a row says, with its iterations, which are in a table of their own."""
+    """SQL for all that a row says, with its iterations, which are in a table of their own.
+
+    When somebody typed a correction is no part of it: two who typed the same one agree.
+    """
+    fields = [f"{row}.{name}" for name in COLUMNS if name != "metadata"]
+    metadata = (
+        f"CASE jsonb_typeof({row}.metadata) WHEN 'object' THEN {row}.metadata - '{CORRECTED_AT}' "
+        f"ELSE {row}.metadata END"
+    )
     each = ", ".join(f"iteration.{name}" for name in ITERATION_COLUMNS)
     said = f"SELECT array_agg(ROW({each}) ORDER BY position) FROM {iterations} AS iteration WHERE record_id = {row}.id"
-    return f"ROW({', '.join(f'{row}.{name}' for name in COLUMNS)}, ({said}))"
+    return f"ROW({', '.join(fields)}, {metadata}, ({said}))"
 
 
 def _differs(row: str) -> str:

@@ -25,6 +25,9 @@ _CORRECTED = (
 TOTALLED = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 """The counts that `total_tokens` adds up."""
 
+CORRECTED_AT = "_manually_updated_at"
+"""Where a row's metadata tells when it was corrected, so that an export tells one correction from the next."""
+
 _ACCEPTED = ("requires_manual_review", "metadata", "usage_state")
 
 
@@ -64,9 +67,7 @@ def correction(
     if split != counts["cache_creation_input_tokens"]:
         metadata["_cache_split_unknown"] = True
     metadata["_manually_updated"] = True
-    metadata["_manually_updated_at"] = at or format_moment(
-        datetime.now(UTC)
-    )  # so that an export tells it from the next one
+    metadata[CORRECTED_AT] = at or format_moment(datetime.now(UTC))
     new = Entry(
         msgspec.structs.replace(
             old,

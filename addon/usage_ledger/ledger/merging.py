@@ -15,7 +15,15 @@ import msgspec
 
 from usage_ledger.ledger import closing, revisions, statements
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, JSON_COLUMNS
-from usage_ledger.ledger.corrections import TOTALLED, correction, is_accepted, is_corrected, iterations_of, worth
+from usage_ledger.ledger.corrections import (
+    CORRECTED_AT,
+    TOTALLED,
+    correction,
+    is_accepted,
+    is_corrected,
+    iterations_of,
+    worth,
+)
 from usage_ledger.ledger.editing import Change
 from usage_ledger.ledger.entries import entries_by
 from usage_ledger.ledger.outbox import Outbox
@@ -241,7 +249,9 @@ def _is_by_a_person(record: Record) -> bool:
 
 
 def _is_same(theirs: Entry, ours: Entry) -> bool:
-    """Whether two rows say the same; JSON by what it means, for PostgreSQL writes it its own way."""
+    """Whether two rows say the same, as push asks it (`pushing._all`); JSON by what it means, for PostgreSQL writes it
+    its own way.
+    """
     return _plain(theirs.record) == _plain(ours.record) and theirs.iterations == ours.iterations
 
 
@@ -250,6 +260,8 @@ def _plain(record: Record) -> dict[str, Any]:
     for name in JSON_COLUMNS:
         with contextlib.suppress(ValueError, RecursionError):
             fields[name] = None if fields[name] is None else decoded(fields[name])
+    if isinstance(fields["metadata"], dict):
+        fields["metadata"].pop(CORRECTED_AT, None)  # two who typed the same correction agree
     return fields
 
 
