@@ -31,6 +31,7 @@ def is_suspect(condition: str, columns: tuple[str, ...], values: object) -> bool
         ("time_to_first_token_ms", AMOUNTS),
         *((name, AMOUNTS) for name in ("stream", "requires_manual_review")),
         ("total_cost", COSTS),
+        ("completed_at", (None, "2026-11-01T08:00:00.000Z", "infinity", "-infinity", "now", "")),
         ("usage_state", ("complete", "none", "partial", "missing", "odd", "")),
     ],
 )

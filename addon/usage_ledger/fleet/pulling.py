@@ -27,7 +27,8 @@ MERGED = 500
 
 _TIME = "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
 _SHOWN = {
-    **dict.fromkeys(("occurred_at", "completed_at"), _TIME),
+    "occurred_at": _TIME,
+    "completed_at": f"CASE WHEN isfinite({{0}}) THEN {_TIME} ELSE {{0}}::text END",
     **dict.fromkeys(("total_cost", "usage_raw", "metadata"), "{0}::text"),
 }
 _ROW = ", ".join(_SHOWN.get(name, "{0}").format(f"old.{name}") for name in COLUMNS)

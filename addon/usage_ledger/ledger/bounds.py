@@ -3,6 +3,7 @@
 Room: ledger. Imports its neighbours in this room.
 """
 
+import re
 from collections.abc import Iterable
 
 from usage_ledger.ledger.columns import COUNT_COLUMNS, COUNT_LIMIT
@@ -12,6 +13,7 @@ from usage_ledger.ledger.record import Entry
 _AMOUNTS = (*COUNT_COLUMNS, "total_tokens", "duration_ms", "time_to_first_token_ms", "response_bytes")
 _ITERATION_COUNTS = COUNT_COLUMNS[:6]
 _FLAGS = ("stream", "requires_manual_review")
+_YEAR = re.compile(r"[0-9]{4}-")
 _STATES = ("complete", "none", "partial", "missing")
 
 
@@ -26,7 +28,8 @@ def _are_amounts(names: Iterable[str]) -> str:
 
 BEYOND = (
     f"NOT {_are_amounts(_AMOUNTS)} OR ({' | '.join(_FLAGS)}) NOT IN (0, 1) "
-    f"OR usage_state NOT IN ({', '.join(map(repr, _STATES))}) OR {_is_no_cost('total_cost')}"
+    f"OR usage_state NOT IN ({', '.join(map(repr, _STATES))}) OR {_is_no_cost('total_cost')} "
+    "OR coalesce(completed_at, '0') NOT BETWEEN '0' AND ':'"
 )
 """SQL for whether a settled row may be beyond its bounds, to be looked at by `beyond`."""
 
@@ -56,4 +59,6 @@ def beyond(entry: Entry) -> str | None:
             return f"total_cost is {cost[:40]}"
     if record.usage_state not in _STATES:
         return f"usage_state is {record.usage_state!r}"
+    if record.completed_at is not None and not _YEAR.match(record.completed_at):  # infinity, or yesterday
+        return f"completed_at is {record.completed_at[:40]}"
     return None
