@@ -249,8 +249,9 @@ class Pusher:
         self._names["batches"] += 1
 
     def _store(self, batch: Batch) -> _Stored:
-        left = [Left(row_id, why) for row_id in batch.rows if (why := self._closed(batch.months[row_id]))]
-        rows = batch.rows
+        left, rows = list[Left](), batch.rows
+        if any(map(self._closed, {batch.months[row_id] for row_id in rows})):
+            left = [Left(row_id, why) for row_id in rows if (why := self._closed(batch.months[row_id]))]
         if left:
             rows = {row_id: row for row_id, row in rows.items() if row_id not in {each.row_id for each in left}}
         elif batch.is_new and not batch.bases:

@@ -23,7 +23,8 @@ def _is_no_cost(name: str) -> str:
 
 def _are_amounts(names: Iterable[str]) -> str:
     """SQL for whether none of these is negative or too large, at a look at all of their bits."""
-    return f"({' | '.join(f'coalesce({name}, 0)' for name in names)}) BETWEEN 0 AND {COUNT_LIMIT}"
+    told = (name if name in COUNT_COLUMNS else f"coalesce({name}, 0)" for name in names)
+    return f"({' | '.join(told)}) BETWEEN 0 AND {COUNT_LIMIT}"
 
 
 BEYOND = (

@@ -74,14 +74,12 @@ def line_of(cells: Sequence[object]) -> str:
     )
 
 
-def _line(columns: Sequence[str]) -> str:
-    """SQL for a line of what the addon writes, which has nothing special in it but backslashes; quicker than `line_of`.
+_CELLS = ", ".join(f"coalesce({name}, '{NULL}')" for name in COLUMNS)
+_LINE = f"printf('{SEPARATOR.join(['%s'] * len(COLUMNS))}', {_CELLS})"
+"""SQL for a line of what the addon writes, but for its backslashes; quicker than `line_of`.
 
-    Where another program has put something special, `_is_whole` is false, or `_IS_CUT` true.
-    """
-    form = SEPARATOR.join(["%s"] * len(columns))
-    cells = ", ".join(f"coalesce({name}, '{NULL}')" for name in columns)
-    return f"replace(printf('{form}', {cells}), '\\', '\\\\')"
+Where another program has put something special, `_is_whole` is false, or `_IS_CUT` true.
+"""
 
 
 def _is_whole(line: str) -> bool:
@@ -176,9 +174,10 @@ class Outbox:
 
     def versions(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the versions of rows on the other side, as far as they are known."""
+        if self._connection.execute("SELECT 1 FROM fleet_versions LIMIT 1").fetchone() is None:
+            return {}
         found = self._connection.execute(
-            "SELECT record_id, version FROM fleet_versions WHERE EXISTS (SELECT 1 FROM fleet_versions) "
-            "AND record_id IN (SELECT value FROM json_each(?))",
+            "SELECT record_id, version FROM fleet_versions WHERE record_id IN (SELECT value FROM json_each(?))",
             (json.dumps(ids),),
         )
         return dict(found)
@@ -352,7 +351,7 @@ class Outbox:
         """Return rows to push. `end`: None is where the last of the first rows stands; then there may be no batch."""
         found = self._connection.execute(
             "SELECT id, occurred_at, instr(metadata, '_manually_updated') OR "
-            f"instr(metadata, '_accepted') OR ({_TELLS_ITS_START}) IS NOT 1, {_line(COLUMNS)}, {BEYOND}, {_IS_CUT} "
+            f"instr(metadata, '_accepted') OR ({_TELLS_ITS_START}) IS NOT 1, {_LINE}, {BEYOND}, {_IS_CUT} "
             f"FROM usage_records WHERE usage_state <> 'pending' AND {condition}",
             values,
         ).fetchall()
@@ -360,7 +359,7 @@ class Outbox:
             if not found:
                 return None
             end = "first_rows", json.dumps([found[-1][1], found[-1][0]])
-        rows = {row[0]: row[3] for row in found}
+        rows = {row[0]: row[3].replace("\\", "\\\\") for row in found}
         odd = [row[0] for row in found if row[5] or not _is_whole(row[3])]
         if odd:
             rows |= {row_id: line_of(cells) for row_id, cells in self.cells(odd)[0].items()}
