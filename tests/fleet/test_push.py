@@ -10,7 +10,7 @@ from usage_ledger.ledger.record import IterationRow
 
 from scripts.real_postgres import query
 from scripts.real_proxy import replay, rows_of
-from tests.fleet.conftest import FLAGGED, Run, fill, record, sql, stored, timely
+from tests.fleet.conftest import FLAGGED, Run, backfill, fill, record, sql, stored, timely
 
 DEMO = Path(__file__).parents[2] / "data" / "demo.mitm"
 
@@ -136,6 +136,28 @@ def test_a_name_that_another_ledger_has_is_refused(tmp_path: Path, dsn: str, run
     run("push", dsn, "--db", first, "--source", "web")
     done = run("push", dsn, "--db", second, "--source", "web", code=2)
     assert "another ledger is pushed as web; give this one a name of its own with --source" in done.stderr
+
+
+@pytest.mark.parametrize("pushed", [("usage", "old"), ("old", "usage")])
+def test_what_the_trail_says_of_archived_rows_is_in_the_books_once(
+    tmp_path: Path, dsn: str, run: Run, pushed: tuple[str, str]
+) -> None:
+    """An archive has it in a chain of its own; whichever is pushed first."""
+    ledger, archive = tmp_path / "usage.db", tmp_path / "old.db"
+    fill(ledger, record(1, **FLAGGED), record(2, **FLAGGED))
+    for number in (1, 2):
+        backfill(run, ledger, number, 5)
+    run("archive", "--before", "2026-11-01", archive, "--db", ledger)
+    for name in pushed:
+        run("push", dsn, "--db", tmp_path / f"{name}.db", "--source", name, code=None)
+    entries = query(dsn, "SELECT record_id, source FROM usage_revisions WHERE record_id IS NOT NULL ORDER BY 1")
+    assert entries == [(record(1).id, "backfill"), (record(2).id, "backfill")]
+    assert query(dsn, "SELECT count(*) FROM usage_revisions WHERE source = 'archive'") == [(3,)]
+    backfill_again = ("backfill", "--id", record(2).id, "--input-tokens", 7, "--note", "y", "--force", "--db", archive)
+    run(*backfill_again)
+    run("push", dsn, "--db", archive, "--source", "old")
+    run("push", dsn, "--db", ledger, "--source", "usage")
+    assert query(dsn, "SELECT count(*) FROM usage_revisions WHERE source = 'backfill'") == [(3,)]
 
 
 def test_rows_that_were_archived_before_they_were_pushed_are_told(tmp_path: Path, dsn: str, run: Run) -> None:

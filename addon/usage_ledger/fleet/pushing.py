@@ -121,6 +121,17 @@ word is this ledger's, that tells it.
 """
 
 
+_SAID = ("record_id", "revised_at", "revised_by", "source", "reason", "before", "after")
+
+_IS_NEWS = f"""
+    NOT EXISTS (
+        SELECT 1 FROM usage_revisions AS there WHERE there.ledger <> %(ledger)s
+        AND ({", ".join(f"there.{name}" for name in _SAID)}) = ({", ".join(f"grown.{name}" for name in _SAID)})
+    )
+"""
+"""Whether no other ledger has brought the same entry about a row: an archive has those of its rows in its own chain."""
+
+
 class Left(NamedTuple):
     """A row that was not taken, and why, in words that follow its id."""
 
@@ -373,8 +384,10 @@ class Pusher:
             self._connection.execute(f"CREATE TEMP TABLE grown (LIKE {table}) ON COMMIT DROP")
             self._connection.execute("ALTER TABLE grown ALTER ledger DROP NOT NULL")
             self._copy("grown", columns, lines)
+            is_new = _IS_NEWS if table == "usage_revisions" else "true"
             self._connection.execute(
-                f"INSERT INTO {table} (ledger, {names}) SELECT %(ledger)s, {names} FROM grown ON CONFLICT DO NOTHING",
+                f"INSERT INTO {table} (ledger, {names}) SELECT %(ledger)s, {names} FROM grown WHERE {is_new} "
+                "ON CONFLICT DO NOTHING",
                 self._names,
             )
 
