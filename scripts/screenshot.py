@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.store import Store
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_ledger.ledger.filters import Filters, format_moment
+from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.overview import WAIT_MS, Step, groups, now, spent, steps, waits
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.record import Entry, IterationRow, Record

@@ -20,8 +20,8 @@ from usage_ledger.ledger.bill import (
     store_keys,
 )
 from usage_ledger.ledger.editing import open_for_editing
-from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from usage_ledger.ledger.bill import Answer, Bucket, CostLine, KeyLine, UsageLine, store_buckets, store_keys
 from usage_ledger.ledger.editing import open_for_editing
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.record import Entry, IterationRow
 from usage_ledger.ledger.store import Store

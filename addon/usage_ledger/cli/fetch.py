@@ -9,7 +9,7 @@ import click
 
 from usage_ledger.cli.options import Moment, Words, with_ledger
 from usage_ledger.cli.output import for_people, progress
-from usage_ledger.ledger.filters import as_moment
+from usage_ledger.ledger.moments import now
 
 _BASE_URL = "https://api.anthropic.com"
 
@@ -48,7 +48,7 @@ def fetch(db: Path, what: str, since: str | None, until: str | None, width: str,
 
     if (since is None) is not (what == "keys") or (what == "keys" and until is not None):
         raise click.UsageError("keys have no span" if what == "keys" else "--since says from when on")
-    end = until or as_moment("0s")
+    end = until or now()
     buckets = width if what == "usage" else "1d"
     try:
         api = AdminApi(base_url)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usage_ledger.ledger.filters import Filters, as_moment, as_span
+from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.moments import as_moment, as_span, now
 from usage_ledger.ledger.paths import ledger_path
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Moment(click.ParamType[str]):
             moment = as_moment(str(value))
         except ValueError:
             self.fail(f"{value!r} is not a time; say 2026-11-01, 2026-11-01T08:30+01:00, 90m, 24h or 7d", param, ctx)
-        if self._past and moment > as_moment("0s"):
+        if self._past and moment > now():
             self.fail(f"{value!r} is in the future", param, ctx)
         return moment
 

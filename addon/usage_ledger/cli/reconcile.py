@@ -18,7 +18,7 @@ from usage_ledger.cli.options import Moment, Names, Span, Words, own_pricer, wit
 from usage_ledger.cli.output import FOUND, for_people, for_programs, on_one_line
 from usage_ledger.cli.spreadsheets import safe
 from usage_ledger.cli.table import Column, write_table
-from usage_ledger.ledger.filters import as_moment
+from usage_ledger.ledger.moments import now
 from usage_ledger.ledger.money import as_text
 from usage_ledger.ledger.reading import may_be_written, open_for_reading
 
@@ -109,7 +109,7 @@ def reconcile(
         raise click.UsageError("--apply and --adjust change one ledger; name one")
     if applies and adjusts and dry_run:
         raise click.UsageError("what --adjust does depends on what --apply does; try them one by one")
-    end = until or as_moment("0s")
+    end = until or now()
     try:
         if applies or adjusts or proposals is not None:
             how = settle.How(since, end, takes_open, note, reopen, dry_run)

@@ -9,11 +9,11 @@ bucket again changes nothing, and that one that says something else is never sto
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from usage_ledger.ledger.filters import format_moment
 from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.moments import format_moment, now
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.revisions import who
 
@@ -268,7 +268,7 @@ def note_reconciliation(editor: "Editor", since: str, until: str, by: Sequence[s
         editor.connection.execute(
             "INSERT INTO bill_reconciliations (run_at, run_by, since, until, dimensions, left, result) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (_now(), who(), since, until, ",".join(by), left, result),
+            (now(), who(), since, until, ",".join(by), left, result),
         )
         editor.connection.execute(
             "DELETE FROM bill_reconciliations WHERE number <= (SELECT max(number) FROM bill_reconciliations) - ?",
@@ -418,7 +418,3 @@ def _shown(line: Any) -> str:
     if line is None:
         return "nothing"
     return "(" + ", ".join(f"{name} {value}" for name, value in line._asdict().items() if value not in (None, 0)) + ")"
-
-
-def _now() -> str:
-    return format_moment(datetime.now(UTC))

@@ -13,7 +13,7 @@ import msgspec
 
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, COUNT_LIMIT
 from usage_ledger.ledger.editing import Change
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 
 _CORRECTED = (

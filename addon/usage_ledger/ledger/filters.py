@@ -1,11 +1,12 @@
 """Filters: which rows a reading command is about.
 
-Room: ledger. Imports the standard library only. Every value from outside is bound, never written into SQL.
+Room: ledger. Imports the standard library and `moments`. Every value from outside is bound, never written into SQL.
 """
 
 import dataclasses
 import re
-from datetime import UTC, date, datetime, timedelta
+
+from usage_ledger.ledger.moments import format_moment as format_moment  # where `flows.rows` still looks for it
 
 CORRECTED = "(CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$._manually_updated') END IS 1)"
 """SQL: rows that a person has corrected."""
@@ -36,13 +37,10 @@ FLAGGED = "requires_manual_review = 1"
 CAME_WITHOUT = f"usage_state = 'missing' AND review_reason IS NOT 'body_not_captured' AND NOT {CORRECTED}"
 """SQL: requests of which upstream told no usage (of a body that was not captured nobody knows), nor a person since."""
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGO = re.compile(r"(\d{1,6})([smhdw])")
-
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """The shared filters. Times are as in the ledger (`as_moment`); `since` is included, `until` is not.
+    """The shared filters. Times are as in the ledger (`moments`); `since` is included, `until` is not.
 
     Several values of one filter mean any of them; a `*` in one stands for any characters.
     """
@@ -85,35 +83,3 @@ def _matches(column: str, wanted: str) -> tuple[str, str]:
         return f"{column} = ?", wanted
     # Leave `*` its meaning in GLOB, and take theirs from the other special characters.
     return f"{column} GLOB ?", re.sub(r"[\[?]", lambda found: f"[{found[0]}]", wanted)
-
-
-def as_moment(text: str, now: datetime | None = None) -> str:
-    """Turn `2026-11-01`, `2026-11-01T08:30+01:00`, `90m`, `24h` or `7d` (ago) into a ledger time.
-
-    A time without a zone is UTC. Raises ValueError for anything else.
-    """
-    try:
-        if _AGO.fullmatch(text):
-            return format_moment((now or datetime.now(UTC)) - as_span(text))
-        moment = datetime.fromisoformat(text)
-        return format_moment(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC))
-    except OverflowError as error:
-        raise ValueError(f"{text} is out of reach") from error
-
-
-def as_span(text: str) -> timedelta:
-    """Turn `90m`, `24h` or `7d` into a span of time; raise ValueError for anything else."""
-    told = _AGO.fullmatch(text)
-    if not told:
-        raise ValueError(f"{text} is no span of time")
-    return timedelta(**{_UNITS[told[2]]: int(told[1])})
-
-
-def format_moment(moment: datetime) -> str:
-    """Format a UTC time the way the ledger holds it: ISO 8601, milliseconds, `Z`."""
-    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
-
-
-def start_of(day: date) -> str:
-    """Return when a UTC day begins, as the ledger holds times."""
-    return f"{day.isoformat()}T00:00:00.000Z"

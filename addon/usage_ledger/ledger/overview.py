@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from usage_ledger.ledger.filters import CORRECTED, FINAL, NOT_OF_A_SUBSCRIPTION, format_moment
+from usage_ledger.ledger.filters import CORRECTED, FINAL, NOT_OF_A_SUBSCRIPTION
+from usage_ledger.ledger.moments import format_moment, start_of
 from usage_ledger.ledger.reading import Reader
 
 WAIT_MS = 50
@@ -181,7 +182,7 @@ def now(reader: Reader) -> Now:
     table = reader.table()
     flagged = reader.connection.execute(f"SELECT count(*) FROM {table} WHERE requires_manual_review = 1").fetchone()[0]
     in_flight = reader.connection.execute(f"SELECT count(*) FROM {table} WHERE usage_state = 'pending'").fetchone()[0]
-    today = format_moment(datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    today = start_of(datetime.now(UTC).date())
     cost = reader.connection.execute(
         f"SELECT total({_COST}) FROM {table} WHERE occurred_at >= ? AND {NOT_OF_A_SUBSCRIPTION}", (today,)
     ).fetchone()[0]

@@ -13,10 +13,9 @@ import pwd
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import now
 
 COLUMNS = ("position", "revised_at", "revised_by", "source", "reason", "record_id", "before", "after", "hash")
 
@@ -45,7 +44,7 @@ def append(connection: sqlite3.Connection, source: str, revisions: Iterable[Revi
 
     `source` is the command that does so.
     """
-    revised_at, revised_by = format_moment(datetime.now(UTC)), who()
+    revised_at, revised_by = now(), who()
     return append_entries(
         connection,
         (

@@ -7,7 +7,8 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from usage_ledger.ledger.filters import FLAGGED, UNPRICED, Filters, format_moment
+from usage_ledger.ledger.filters import FLAGGED, UNPRICED, Filters
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.reading import Reader
 
 

@@ -16,8 +16,8 @@ from mitmproxy.options import Options
 from mitmproxy.utils import human
 
 from usage_ledger.flows.metered import DEFAULT_FILTER, parsed_filter
-from usage_ledger.ledger.filters import as_span
 from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.moments import as_span
 from usage_ledger.ledger.paths import ledger_path
 from usage_ledger.prices.own import PriceFileError, price_file, read_prices
 from usage_ledger.prices.pricer import Pricer, is_listed

@@ -14,7 +14,7 @@ import msgspec
 
 from usage_ledger.ledger.bill import Bucket, CostLine, KeyLine, UsageLine
 from usage_ledger.ledger.columns import COUNT_LIMIT
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.money import EXACT, as_text
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from usage_ledger.ledger.bill import Bucket, CostLine, UsageLine
 from usage_ledger.ledger.columns import COUNT_LIMIT
-from usage_ledger.ledger.filters import start_of
+from usage_ledger.ledger.moments import start_of
 from usage_ledger.upstream.answers import BillError, usd
 
 _DAY = "usage_date_utc"

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from usage_ledger.ledger.bill import KINDS, CostLine, adjustments, bucket_spans, lines_of, was_loaded_late
-from usage_ledger.ledger.filters import start_of
+from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.money import EXACT
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.upstream.days import Bill, our_sums

@@ -9,7 +9,8 @@ from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 from usage_ledger.ledger.bill import BucketSpan, UsageLine, bucket_spans, lines_of, was_loaded_late, whole_covers
-from usage_ledger.ledger.filters import ON_THE_BILL, Filters, start_of
+from usage_ledger.ledger.filters import ON_THE_BILL, Filters
+from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.summary import Sums, summarize
 from usage_ledger.upstream.answers import BillError

@@ -24,7 +24,8 @@ from usage_ledger.ledger.bill import (
 from usage_ledger.ledger.closing import archived_before
 from usage_ledger.ledger.corrections import is_corrected, is_final
 from usage_ledger.ledger.entries import entries
-from usage_ledger.ledger.filters import NOT_OF_A_SUBSCRIPTION, Filters, format_moment, start_of
+from usage_ledger.ledger.filters import NOT_OF_A_SUBSCRIPTION, Filters
+from usage_ledger.ledger.moments import format_moment, start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.upstream.answers import BillError

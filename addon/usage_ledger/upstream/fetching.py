@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from usage_ledger.ledger.bill import Answer, Stored, bucket_spans, store_buckets, store_keys, was_loaded_late
 from usage_ledger.ledger.editing import Editor
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import format_moment, now
 from usage_ledger.upstream import answers
 from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.api import AdminApi
@@ -57,7 +57,7 @@ def fetch_keys(editor: Editor, api: AdminApi) -> Stored:
     while True:
         body = api.get(path, [("limit", "100"), *([("after_id", after)] if after else [])])
         keys, after = answers.key_page(body.encode())
-        stored = _plus(stored, store_keys(editor, Answer("keys", "api", f"{api.base_url}{path}", body, _now()), keys))
+        stored = _plus(stored, store_keys(editor, Answer("keys", "api", f"{api.base_url}{path}", body, now()), keys))
         if after is None:
             return stored
         if after in seen or not keys:
@@ -109,7 +109,7 @@ def _fetch(
                         f"{api.base_url} answers with a bucket from {bucket.since}, which was not asked for"
                     )
                 seen.add(bucket.since)
-            answer = Answer(kind, "api", f"{api.base_url}{path}", body, _now())
+            answer = Answer(kind, "api", f"{api.base_url}{path}", body, now())
             stored = _plus(stored, store_buckets(editor, answer, buckets, replace=True))
             progress(len(buckets))
             if page is None:
@@ -165,7 +165,3 @@ def _rfc3339(moment: datetime) -> str:
 
 def _plus(one: Stored, other: Stored) -> Stored:
     return Stored(*(mine + theirs for mine, theirs in zip(one, other, strict=True)))
-
-
-def _now() -> str:
-    return format_moment(datetime.now(UTC))

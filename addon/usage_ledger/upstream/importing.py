@@ -9,7 +9,7 @@ from pathlib import Path
 
 from usage_ledger.ledger.bill import Answer, Stored, store_buckets, store_keys
 from usage_ledger.ledger.editing import Editor
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.moments import format_moment, now
 from usage_ledger.upstream import answers, console
 from usage_ledger.upstream.answers import BillError
 
@@ -32,9 +32,7 @@ def load_file(editor: Editor, path: Path, replace: bool = False) -> tuple[str, S
         raise BillError(f"cannot read {path}: {error.strerror}") from error
     try:
         # What a file says is as of when it was written, at the latest.
-        as_of = min(
-            format_moment(datetime.now(UTC)), format_moment(datetime.fromtimestamp(max(0, status.st_mtime), UTC))
-        )
+        as_of = min(now(), format_moment(datetime.fromtimestamp(max(0, status.st_mtime), UTC)))
         return _store_file(editor, path.name, text, as_of, replace)
     except BillError as error:
         raise BillError(f"{path}: {error}") from error

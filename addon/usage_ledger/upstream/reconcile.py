@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from usage_ledger.ledger.bill import KINDS, adjustments, api_keys
-from usage_ledger.ledger.filters import start_of
+from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.summary import Sums
 from usage_ledger.upstream.answers import BillError
