@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from usage_ledger.ledger import archive as archiving
+from usage_ledger.ledger import trail
 from usage_ledger.ledger.archive import Archived, archive
 from usage_ledger.ledger.closing import broken as broken_closings
 from usage_ledger.ledger.editing import Change, open_for_editing
@@ -74,8 +75,8 @@ def rows(*paths: Path) -> list[tuple[Any, ...]]:
 
 def is_well(path: Path) -> bool:
     with open_for_reading(path) as reader:
-        findings = [*reader.broken_links(), *broken_closings(reader), *broken(reader), *reader.integrity()]
-        return findings == [] and reader.revised_but_gone() == []
+        findings = [*trail.broken(reader), *broken_closings(reader), *broken(reader), *reader.integrity()]
+        return findings == [] and trail.revised_but_gone(reader) == []
 
 
 def totals(*paths: Path) -> dict[str, Any]:
@@ -278,6 +279,7 @@ from pathlib import Path
 
 sys.path.insert(0, sys.argv[3])
 from usage_ledger.ledger import archive as archiving
+from usage_ledger.ledger import trail
 from tests.ledger.test_archive import NOVEMBER, ids, is_well, move, rows, totals
 
 archiving.PAGE = 2

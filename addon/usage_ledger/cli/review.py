@@ -106,13 +106,15 @@ def show(dbs: tuple[Path, ...], id_: str) -> None:
     Example:
       usage-ledger review show 661057e494c57-480f7dc21dd8
     """
+    from usage_ledger.ledger import trail
+
     with open_for_reading(*dbs) as ledger:
         found = ledger.having("id", [id_], COLUMNS)
         if not found:
             raise click.ClickException(f"there is no row with the id {id_}")
         fields = dict(zip(COLUMNS, found[0], strict=True))
         iterations = ledger.iterations([id_], _OF_ITERATIONS)
-        history = ledger.revisions(id_)
+        history = trail.history(ledger, id_)
     out = for_people()
 
     def say(text: str = "") -> None:
@@ -230,6 +232,7 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, reopen: bool, d
       usage-ledger review adopt 661057e494c57-480f7dc21dd8 --note "from the invoice, by SQL"
     """
     from usage_ledger.cli import audit
+    from usage_ledger.ledger import trail
     from usage_ledger.ledger.corrections import correction, with_counts
     from usage_ledger.ledger.entries import entries_by
 
@@ -241,7 +244,7 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, reopen: bool, d
         if not found:
             raise click.ClickException(f"there is no row with the id {id_}")
         (entry,) = found
-        left = audit.folded(after for _, after in ledger.afters([id_]))
+        left = audit.folded(after for _, after in trail.afters(ledger, [id_]))
         if not audit.differences(entry, left):
             raise click.ClickException(
                 f"row {id_} is what upstream and the trail say; there is nothing to adopt (costs are set by price)"

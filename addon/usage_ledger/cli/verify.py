@@ -18,6 +18,7 @@ from usage_ledger.ledger.reading import Reader, open_for_reading
 
 if TYPE_CHECKING:
     from usage_ledger.cli.audit import CostAudit
+    from usage_ledger.ledger.record import Entry
 
 SHOWN = 100
 """So many findings are shown; all are counted."""
@@ -52,6 +53,7 @@ def verify(dbs: tuple[Path, ...], price_path: str | None, **filters: Any) -> int
 def _verify(db: Path, chosen: Filters, price_path: str | None, others: list[Path]) -> int:
     """Check one ledger, and whether the `others` that are its archives agree; return the exit code."""
     from usage_ledger.cli.audit import CostAudit
+    from usage_ledger.ledger import trail
 
     out = for_people()
     count = 0
@@ -64,7 +66,7 @@ def _verify(db: Path, chosen: Filters, price_path: str | None, others: list[Path
             click.get_current_context().meta[FOUND] = 1
             if count <= SHOWN:
                 out.write(on_one_line(finding, out.encoding) + "\n")
-        rows, entries = ledger.count(chosen), ledger.trail_length()
+        rows, entries = ledger.count(chosen), trail.length(ledger)
     if count > SHOWN:
         out.write(f"and {count - SHOWN:,} more\n")
     if costs.unchecked:
@@ -76,11 +78,11 @@ def _verify(db: Path, chosen: Filters, price_path: str | None, others: list[Path
 
 
 def _findings(ledger: Reader, chosen: Filters, costs: "CostAudit", others: list[Path]) -> Iterator[str]:
-    from usage_ledger.ledger import closing, seals
+    from usage_ledger.ledger import closing, seals, trail
 
     for problem in ledger.integrity():
         yield f"the file is damaged: {problem}"
-    yield from ledger.broken_links()
+    yield from trail.broken(ledger)
     with ledger.snapshot():
         yield from closing.broken(ledger)
         yield from seals.broken(ledger)
@@ -91,7 +93,7 @@ def _findings(ledger: Reader, chosen: Filters, costs: "CostAudit", others: list[
 
 
 def _rows(ledger: Reader, chosen: Filters, costs: "CostAudit") -> Iterator[str]:
-    from usage_ledger.cli import audit
+    from usage_ledger.ledger import trail
     from usage_ledger.ledger.entries import entries
 
     with progress("verifying", lambda: ledger.count(chosen)) as advance:
@@ -101,21 +103,25 @@ def _rows(ledger: Reader, chosen: Filters, costs: "CostAudit") -> Iterator[str]:
                 page = next(pages, None)
                 if page is None:
                     break
-                afters = ledger.afters([each.record.id for each in page])
-            trail = {
+                afters = trail.afters(ledger, [each.record.id for each in page])
+            revised = {
                 record_id: [after for _, after in group] for record_id, group in groupby(afters, lambda row: row[0])
             }
             for entry in page:
-                record = entry.record
-                try:
-                    left = audit.folded(trail.get(record.id, []))
-                except (ValueError, TypeError):
-                    yield f"row {record.id}: its entries in the trail cannot be read"
-                    continue
-                found = audit.differences(entry, left)
-                cost = costs.difference(entry)
-                for finding in [*found, *([cost] if cost else [])]:
-                    yield f"row {record.id}: {finding}"
+                for finding in _of_row(entry, revised.get(entry.record.id, []), costs):
+                    yield f"row {entry.record.id}: {finding}"
             advance(len(page))
-    for record_id in ledger.revised_but_gone():
+    for record_id in trail.revised_but_gone(ledger):
         yield f"row {record_id}: it is in the trail, and not in the ledger"
+
+
+def _of_row(entry: "Entry", afters: list[str], costs: "CostAudit") -> list[str]:
+    """Return what is wrong with a row, whose revisions have these `after`."""
+    from usage_ledger.cli import audit
+
+    try:
+        left = audit.folded(afters)
+    except (ValueError, TypeError):
+        return ["its entries in the trail cannot be read"]
+    cost = costs.difference(entry)
+    return [*audit.differences(entry, left), *([cost] if cost else [])]

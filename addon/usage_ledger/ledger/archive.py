@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from usage_ledger.ledger import presence, revisions, seals
+from usage_ledger.ledger import presence, revisions, seals, trail
 from usage_ledger.ledger.closing import Period, periods_before, shown, totals_of
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor
@@ -179,7 +179,7 @@ def _copy_rows(copy: sqlite3.Connection, before: str, progress: Callable[[int], 
 def _check(path: Path) -> None:
     """See to it that a copy is sound before anything is removed for it."""
     with open_for_reading(path) as copy:
-        problem = next(iter([*copy.integrity(), *copy.broken_links()]), None)
+        problem = next(iter([*copy.integrity(), *trail.broken(copy)]), None)
     if problem is not None:
         raise LedgerError(f"the copy is damaged ({problem}), so nothing is removed; run verify on the ledger")
 

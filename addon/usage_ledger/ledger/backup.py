@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from usage_ledger.ledger import trail
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import new_file
 from usage_ledger.ledger.reading import open_for_reading
@@ -25,7 +26,7 @@ def back_up(ledger: Path, target: Path, progress: Callable[[int, int], None]) ->
     """
     with open_for_reading(ledger) as source, new_file(target) as unfinished:
         with closing(sqlite3.connect(unfinished, isolation_level=None)) as copy, source.snapshot():
-            source.trail_length()  # from now on it is read as it is at this moment, so that nothing makes it start anew
+            trail.length(source)  # from now on it is read as it is at this moment, so that nothing makes it start anew
             try:
                 copy.execute("PRAGMA synchronous = OFF")  # it is synced as a whole, at the end
                 copy.execute("PRAGMA journal_mode = MEMORY")
@@ -39,4 +40,4 @@ def back_up(ledger: Path, target: Path, progress: Callable[[int, int], None]) ->
             damages = made.integrity()
             if damages:
                 raise LedgerError(f"the copy of {ledger} is damaged ({damages[0]}), so the ledger may be; run verify")
-            return sum(1 for _ in made.connection.execute("SELECT 1 FROM usage_records")), made.trail_length()
+            return sum(1 for _ in made.connection.execute("SELECT 1 FROM usage_records")), trail.length(made)

@@ -246,7 +246,7 @@ def broken(reader: Reader) -> Iterator[str]:
         return
     if not reader.has_table("usage_revisions"):
         return  # which is told as what is wrong with the trail
-    triggers = {row[0] for row in reader.connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+    triggers = reader.triggers()
     for name in TRIGGERS:
         if name not in triggers:
             yield f"closings: their trigger {name} is gone, so that late rows are not noticed"

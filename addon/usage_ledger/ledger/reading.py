@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from usage_ledger.ledger import money, revisions
+from usage_ledger.ledger import money
 from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.filters import FINAL, Filters
 from usage_ledger.ledger.marks import LedgerError, check_marks
@@ -259,66 +259,6 @@ class Reader:
             (json.dumps(list(record_ids)),),
         ).fetchall()
 
-    def revisions(self, record_id: str) -> list[tuple[Any, ...]]:
-        """Return the trail of one row, oldest first: when, who, source, reason, before and after."""
-        if not self.has_table("usage_revisions"):
-            return []
-        return self.connection.execute(
-            "SELECT revised_at, revised_by, source, reason, before, after FROM usage_revisions "
-            "WHERE record_id = ? ORDER BY position",
-            (record_id,),
-        ).fetchall()
-
-    def afters(self, record_ids: Sequence[str]) -> list[tuple[str, str]]:
-        """Return id and `after` of these rows' revisions, one row after the other, oldest first."""
-        if not self.has_table("usage_revisions"):
-            return []
-        return self.connection.execute(
-            "SELECT record_id, after FROM usage_revisions "
-            "WHERE record_id IN (SELECT value FROM json_each(?)) ORDER BY record_id, position",
-            (json.dumps(list(record_ids)),),
-        ).fetchall()
-
-    def revised_but_gone(self) -> list[str]:
-        """Return the ids of rows that the trail knows, and that are neither in the ledger nor archived."""
-        if not self.has_table("usage_revisions"):
-            return []
-        archived = " UNION ALL SELECT record_id FROM usage_archived" if self.has_table("usage_archived") else ""
-        found = self.connection.execute(
-            "SELECT DISTINCT record_id FROM usage_revisions WHERE record_id IS NOT NULL "
-            f"AND record_id NOT IN (SELECT id FROM usage_records{archived}) ORDER BY record_id LIMIT 100"
-        )
-        return [row[0] for row in found]
-
-    def trail_length(self) -> int:
-        """Return how many entries the trail has."""
-        if not self.has_table("usage_revisions"):
-            return 0
-        return int(self.connection.execute("SELECT count(*) FROM usage_revisions").fetchone()[0])
-
-    def broken_links(self) -> Iterator[str]:
-        """Name the first entry of the trail that does not follow from the one before; nothing where all do."""
-        if not self.has_table("usage_revisions"):
-            if self.was_migrated("create_usage_revisions"):
-                yield "trail: its table usage_revisions is gone"
-            return
-        triggers = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
-        for name in revisions.TRIGGERS:
-            if name not in triggers:
-                yield f"trail: its trigger {name} is gone, so that it could be changed"
-        link = ""
-        names = ", ".join(revisions.COLUMNS)
-        told = self.connection.execute(f"SELECT {names} FROM usage_revisions ORDER BY position")
-        for number, (*entry, found) in enumerate(told, 1):
-            link = revisions.hash_of(link, tuple(entry))
-            position, at, _, source, _, record_id, *_ = entry
-            if position != number:
-                yield f"trail: entry {number} is missing; the one that follows has number {position}"
-                return
-            if link != found:
-                yield f"trail: entry {number} ({source}, row {record_id}, {at}) is not what its hash vouches for"
-                return
-
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Read all at one moment, whatever others write meanwhile."""
@@ -340,6 +280,10 @@ class Reader:
             (name,),
         )
         return found.fetchone() is not None
+
+    def triggers(self) -> set[str]:
+        """Return the names of the triggers that this ledger has."""
+        return {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
 
     def was_migrated(self, migration: str) -> bool:
         """Whether this ledger once got what a migration of `schema` makes."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from usage_ledger.ledger.columns import ITERATION_COLUMNS
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.revisions import COLUMNS as REVISION_COLUMNS
+from usage_ledger.ledger.trail import history
 
 QUEUED = ("id", "occurred_at", "account_id", "model", "usage_state", "review_reason", "request_id", "total_tokens")
 
@@ -46,15 +47,7 @@ def beside(reader: Reader, row_id: str) -> dict[str, object]:
     """Return a row's iterations and its trail, each as a table."""
     iterations = reader.iterations([row_id], ITERATION_COLUMNS)
     names = [name for name in REVISION_COLUMNS if name not in ("record_id", "hash")]
-    trail = (
-        reader.connection.execute(
-            f"SELECT {', '.join(names)} FROM usage_revisions WHERE record_id = ? ORDER BY position",
-            (row_id,),
-        ).fetchall()
-        if reader.has_table("usage_revisions")
-        else []
-    )
     return {
         "iterations": [ITERATION_COLUMNS[1:], *(row[1:] for row in iterations)],
-        "trail": [names, *trail],
+        "trail": [names, *history(reader, row_id, names)],
     }
