@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from usage_ledger.ledger.adjustments import Adjustment, adjust
 from usage_ledger.ledger.archive import archive
 from usage_ledger.ledger.bill import (
-    Adjustment,
     Answer,
     Bucket,
     KeyLine,
     UsageLine,
-    adjust,
     store_buckets,
     store_keys,
 )

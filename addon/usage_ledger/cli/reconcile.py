@@ -147,8 +147,8 @@ def reconcile(
 
 def _keep(db: Path, result: "Result", told: str) -> None:
     """Keep a result in the ledger, where it can be written."""
-    from usage_ledger.ledger.bill import note_reconciliation
     from usage_ledger.ledger.editing import open_for_editing
+    from usage_ledger.ledger.reconciliations import note_reconciliation
 
     if may_be_written(db):
         with open_for_editing(db) as editor:

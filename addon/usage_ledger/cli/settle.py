@@ -15,8 +15,9 @@ import click
 from usage_ledger.cli.changes import make_changes, open_to_change
 from usage_ledger.cli.output import on_one_line, whole_file
 from usage_ledger.cli.spreadsheets import safe
-from usage_ledger.ledger.bill import KINDS, Adjustment, api_keys, last_adjustment
-from usage_ledger.ledger.bill import adjust as store
+from usage_ledger.ledger.adjustments import Adjustment, last_adjustment
+from usage_ledger.ledger.adjustments import adjust as store
+from usage_ledger.ledger.bill import KINDS, api_keys
 from usage_ledger.ledger.closing import archived_before
 from usage_ledger.ledger.corrections import correction, with_counts
 from usage_ledger.ledger.editing import Change, Editor

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_ledger.ledger.marks import LedgerError
-from usage_ledger.ledger.moments import format_moment, now
+from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.revisions import who
 
@@ -256,106 +256,6 @@ def lines_of(reader: Reader, kind: str, number: int) -> list[Any]:
         f"SELECT {', '.join(line._fields)} FROM {table} WHERE bucket = ? ORDER BY rowid", (number,)
     )
     return [line(*row) for row in found]
-
-
-RECONCILIATIONS = 100
-"""So many results of comparing are kept."""
-
-
-def note_reconciliation(editor: "Editor", since: str, until: str, by: Sequence[str], left: int, result: str) -> None:
-    """Keep the result of a comparison (JSON), for whoever closes the books or looks at them later."""
-    with editor.transaction():
-        editor.connection.execute(
-            "INSERT INTO bill_reconciliations (run_at, run_by, since, until, dimensions, left, result) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (now(), who(), since, until, ",".join(by), left, result),
-        )
-        editor.connection.execute(
-            "DELETE FROM bill_reconciliations WHERE number <= (SELECT max(number) FROM bill_reconciliations) - ?",
-            (RECONCILIATIONS,),
-        )
-
-
-def reconciliation_of(reader: Reader, since: str, until: str) -> dict[str, Any] | None:
-    """Return what the last comparison said that was about all of a span: when, by what, and how much it left."""
-    if not reader.has_table("bill_reconciliations"):
-        return None
-    found = reader.connection.execute(
-        "SELECT run_at, since, until, dimensions, left FROM bill_reconciliations "
-        "WHERE until >= ? AND (since <= ? OR ? = '') ORDER BY number DESC LIMIT 1",
-        (until, since, since),
-    ).fetchone()
-    return None if found is None else dict(zip(("run_at", "since", "until", "by", "left"), found, strict=True))
-
-
-def last_reconciliation(reader: Reader) -> dict[str, Any] | None:
-    """Return the last comparison that is kept: when, who, what it was by, and its result (JSON)."""
-    if not reader.has_table("bill_reconciliations"):
-        return None
-    found = reader.connection.execute(
-        "SELECT run_at, run_by, dimensions, result FROM bill_reconciliations ORDER BY number DESC LIMIT 1"
-    ).fetchone()
-    if found is None:
-        return None
-    return {"run_at": found[0], "run_by": found[1], "by": found[2].split(","), "result": found[3]}
-
-
-class Adjustment(NamedTuple):
-    """What closes a bucket that no row explains: what upstream billed beyond the rows (less than 0: less than them).
-
-    `day` is a day of UTC, `model` a name without its date; `api_key` and `workspace` are "" where they are not told.
-    """
-
-    day: str
-    model: str
-    api_key: str
-    workspace: str
-    counts: tuple[int, ...]
-    """In the order of `KINDS`."""
-
-
-def last_adjustment(reader: Reader) -> int:
-    """Return the number of the last adjustment."""
-    if not reader.has_table("bill_adjustments"):
-        return 0
-    return int(reader.connection.execute("SELECT coalesce(max(number), 0) FROM bill_adjustments").fetchone()[0])
-
-
-def adjust(editor: "Editor", adjustments: Sequence[Adjustment], after: int, note: str, reopen: bool = False) -> None:
-    """Store adjustments in one transaction, each with its entry in the trail. They are no requests, and never rows.
-
-    They were worked out when `after` was the last one; others since then are a `LedgerError`, and so is one of a closed
-    period, but with `reopen`.
-    """
-    from usage_ledger.ledger import closing, revisions
-
-    with editor.transaction():
-        if last_adjustment(editor) != after:
-            raise LedgerError("somebody else has adjusted to the bill meanwhile, so nothing is adjusted; run it again")
-        until = None if reopen else closing.closed_until(editor)
-        for each in adjustments:
-            if until is not None and each.day < until[:10]:
-                raise LedgerError(f"{each.day} is of {closing.describe(until)}; --reopen adjusts it all the same")
-            told = {**each._asdict(), "counts": dict(zip(KINDS, each.counts, strict=True))}
-            position, _ = revisions.append(editor.connection, "adjust", [revisions.Revision(None, note, {}, told)])
-            names = ("position", "day", "model", "api_key", "workspace", *KINDS)
-            editor.connection.execute(
-                f"INSERT INTO bill_adjustments ({', '.join(names)}) VALUES ({', '.join('?' for _ in names)})",
-                (position, *each[:4], *each.counts),
-            )
-    editor.check_current()
-
-
-def adjustments(reader: Reader, since: str, until: str) -> list[Adjustment]:
-    """Return the adjustments of a span of days (`until` is not in it)."""
-    if not reader.has_table("bill_adjustments"):
-        return []
-    found = reader.connection.execute(
-        f"SELECT day, model, api_key, workspace, {', '.join(KINDS)} FROM bill_adjustments "
-        "WHERE day >= ? AND day < ? ORDER BY number",
-        (since, until),
-    )
-    return [Adjustment(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in found]
 
 
 def _known(editor: "Editor", answer: Answer, bucket: Bucket) -> tuple[int, list[Any], str] | None:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_ledger.ledger import money, revisions
-from usage_ledger.ledger.bill import reconciliation_of
 from usage_ledger.ledger.columns import COUNT_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader
+from usage_ledger.ledger.reconciliations import reconciliation_of
 from usage_ledger.ledger.summary import Sums, plus, summarize
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from datetime import date
 from decimal import Decimal
 from typing import NamedTuple
 
-from usage_ledger.ledger.bill import KINDS, CostLine, adjustments, bucket_spans, lines_of, was_loaded_late
+from usage_ledger.ledger.adjustments import adjustments
+from usage_ledger.ledger.bill import KINDS, CostLine, bucket_spans, lines_of, was_loaded_late
 from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.money import EXACT
 from usage_ledger.ledger.reading import Reader

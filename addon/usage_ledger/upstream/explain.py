@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
+from usage_ledger.ledger.adjustments import adjustments
 from usage_ledger.ledger.bill import (
     KINDS,
     BucketSpan,
     UsageLine,
-    adjustments,
     api_keys,
     lines_of,
 )

@@ -5,7 +5,8 @@ Room: upstream. Imports the standard library, the ledger and its neighbours in t
 
 from collections.abc import Iterable, Sequence
 
-from usage_ledger.ledger.bill import Adjustment, KeyLine, UsageLine
+from usage_ledger.ledger.adjustments import Adjustment
+from usage_ledger.ledger.bill import KeyLine, UsageLine
 from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.days import Bill
 from usage_ledger.upstream.models import plain_name

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from usage_ledger.ledger.bill import KINDS, adjustments, api_keys
+from usage_ledger.ledger.adjustments import adjustments
+from usage_ledger.ledger.bill import KINDS, api_keys
 from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.summary import Sums

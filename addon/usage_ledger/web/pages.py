@@ -24,11 +24,11 @@ from datasette.views.base import DatasetteError
 from markupsafe import Markup, escape
 
 from usage_ledger.ledger import overview as overview_of
-from usage_ledger.ledger.bill import last_reconciliation
 from usage_ledger.ledger.closing import archived_before
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.reading import Reader, open_for_reading
+from usage_ledger.ledger.reconciliations import last_reconciliation
 from usage_ledger.web import costs, reconciled, rows
 from usage_ledger.web.charts import Chart, charts_of, seen, shown
 
