@@ -55,24 +55,29 @@ def worth(row: str) -> str:
     return f"ROW({_rank(row)}, CASE WHEN {is_bound} THEN {row}.total_tokens ELSE 0 END)"
 
 
-def _all(row: str, iterations: str) -> str:
-    """SQL for all that a row says, with its iterations, which are in a table of their own.
-
-    When somebody typed a correction is no part of it: two who typed the same one agree.
-    """
+def _all(row: str) -> str:
+    """SQL for all that a row says, but for when somebody typed a correction: two who typed the same one agree."""
     fields = [f"{row}.{name}" for name in COLUMNS if name != "metadata"]
     metadata = (
         f"CASE jsonb_typeof({row}.metadata) WHEN 'object' THEN {row}.metadata - '{CORRECTED_AT}' "
         f"ELSE {row}.metadata END"
     )
+    return f"ROW({', '.join(fields)}, {metadata})"
+
+
+def _iterations(row: str, table: str) -> str:
     each = ", ".join(f"iteration.{name}" for name in ITERATION_COLUMNS)
-    said = f"SELECT array_agg(ROW({each}) ORDER BY position) FROM {iterations} AS iteration WHERE record_id = {row}.id"
-    return f"ROW({', '.join(fields)}, {metadata}, ({said}))"
+    return f"(SELECT array_agg(ROW({each}) ORDER BY position) FROM {table} AS iteration WHERE record_id = {row}.id)"
 
 
 def _differs(row: str) -> str:
-    """SQL for whether a row to be stored says something else than the one that is there, as `merging` asks it."""
-    return f"{_all(row, 'staged_iterations')} IS DISTINCT FROM {_all('old', 'usage_iterations')}"
+    """SQL for whether a row to be stored, or its iterations, say something else than what is there, as `merging`
+    asks it.
+    """
+    return (
+        f"({_all(row)} IS DISTINCT FROM {_all('old')} OR "
+        f"{_iterations(row, 'staged_iterations')} IS DISTINCT FROM {_iterations('old', 'usage_iterations')})"
+    )
 
 
 _BASE = "(SELECT base FROM staged WHERE staged.id = excluded.id)"

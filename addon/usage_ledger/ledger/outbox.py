@@ -10,7 +10,7 @@ What goes over the wire are lines of PostgreSQL's COPY in its text format, with 
 import json
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,11 +67,15 @@ SEPARATOR, NULL = "\x1f", "\x1e"
 _SPECIAL = re.compile(f"[\\\\\n\r{SEPARATOR}{NULL}]")
 
 
-def line_of(cells: Sequence[object]) -> str:
+def line_of(cells: Iterable[object]) -> str:
     """Return a line that says these cells, whatever they hold; None is NULL, and U+FFFD stands for NUL characters."""
-    return SEPARATOR.join(
-        NULL if cell is None else _SPECIAL.sub(r"\\\g<0>", str(cell).replace("\0", "\ufffd")) for cell in cells
-    )
+    return SEPARATOR.join([NULL if cell is None else _cell(str(cell)) for cell in cells])
+
+
+def _cell(text: str) -> str:
+    if text.isprintable() and "\\" not in text:
+        return text
+    return _SPECIAL.sub(r"\\\g<0>", text.replace("\0", "\ufffd"))
 
 
 _CELLS = ", ".join(f"coalesce({name}, '{NULL}')" for name in COLUMNS)
