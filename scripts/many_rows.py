@@ -6,7 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from usage_ledger.ledger.columns import COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COUNTS
 from usage_ledger.ledger.store import Store
 
 RAW = (
@@ -17,10 +17,6 @@ LIMITS = ",".join(
     f'"anthropic-ratelimit-{what}-{name}":"{value}"'
     for what in ("requests", "tokens", "input-tokens", "output-tokens")
     for name, value in (("limit", "4000000"), ("remaining", "3999000"), ("reset", "2026-11-01T00:00:00Z"))
-)
-COUNTED = (
-    *("input_tokens", "output_tokens", "cache_creation_input_tokens"),
-    *("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens", "cache_read_input_tokens"),
 )
 FIRST, DAYS = datetime(2026, 11, 1, tzinfo=UTC), 30
 
@@ -93,11 +89,12 @@ def make(path: Path, rows: int, with_limits: bool = False) -> Path:
 
 def advise(path: Path, share: int = 10) -> Path:
     """Give each so many-th row of a ledger two iterations, half of its own model and half of an advisor."""
+    names = ", ".join(ITERATION_COUNTS)
     with closing(sqlite3.connect(path)) as connection, connection:
         for place, model in enumerate(("model", "'claude-fable-5'")):
-            counts = ", ".join(f"({name} + {place}) / 2" for name in COUNTED)
+            counts = ", ".join(f"({name} + {place}) / 2" for name in ITERATION_COUNTS)
             connection.execute(
-                f"INSERT INTO usage_iterations (record_id, position, model, billed, total_cost, {', '.join(COUNTED)}) "
+                f"INSERT INTO usage_iterations (record_id, position, model, billed, total_cost, {names}) "
                 f"SELECT id, {place}, {model}, 1, '0.001', {counts} FROM usage_records WHERE rowid % {share} = 0"
             )
     return path

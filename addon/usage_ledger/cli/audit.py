@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, TOTALLED
 from usage_ledger.ledger.corrections import SAID_OF_ITERATIONS, is_accepted, is_corrected, iterations_of, worth
 from usage_ledger.ledger.money import as_amount, as_text
 from usage_ledger.ledger.record import Entry, Record
@@ -81,10 +81,9 @@ def differences(entry: Entry, left: Fields) -> list[str]:
             if name not in left and getattr(record, name) != count
         ]
         found += [] if "iterations" in left else _iterations(entry, told)
-    total = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     if "usage_state" not in left:
         found += _state(record, counts)
-    if "total_tokens" not in left and record.total_tokens != sum(getattr(record, name) for name in total):
+    if "total_tokens" not in left and record.total_tokens != sum(getattr(record, name) for name in TOTALLED):
         found.append(f"total_tokens is {record.total_tokens}, which is not their sum")
     if "metadata" not in left:
         found += _flags(record)

@@ -23,7 +23,7 @@ from usage_ledger.cli.options import (
 )
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.cli.table import Column, shown_time, write_table
-from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.filters import CAME_WITHOUT, FLAGGED, Filters
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
@@ -113,7 +113,8 @@ def show(dbs: tuple[Path, ...], id_: str) -> None:
         if not found:
             raise click.ClickException(f"there is no row with the id {id_}")
         fields = dict(zip(COLUMNS, found[0], strict=True))
-        iterations = ledger.iterations([id_], _OF_ITERATIONS)
+        names = ITERATION_COLUMNS[1:]  # but for the row's own id
+        iterations = ledger.iterations([id_], names)
         history = trail.history(ledger, id_)
     out = for_people()
 
@@ -127,7 +128,7 @@ def show(dbs: tuple[Path, ...], id_: str) -> None:
         say()
         say("iterations")
         for each in iterations:
-            say("  " + ", ".join(f"{name} {value}" for name, value in zip(_OF_ITERATIONS, each, strict=True) if value))
+            say("  " + ", ".join(f"{name} {value}" for name, value in zip(names, each, strict=True) if value))
     if history:
         say()
         say("history")
@@ -137,12 +138,6 @@ def show(dbs: tuple[Path, ...], id_: str) -> None:
                 say(f"    {name}: {value}")
     say()
     say("To look it up: " + (_known_upstream(fields) or "upstream named neither the request nor the message"))
-
-
-_OF_ITERATIONS = (
-    *("position", "type", "model", "billed", "input_tokens", "output_tokens", "cache_creation_input_tokens"),
-    *("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens", "cache_read_input_tokens", "total_cost"),
-)
 
 
 def _changed(before: str, after: str) -> list[tuple[str, str]]:

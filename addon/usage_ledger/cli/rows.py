@@ -13,6 +13,7 @@ import click
 from usage_ledger.cli.options import filters_from, named, with_filters, with_ledgers
 from usage_ledger.cli.output import for_people, has_colours, on_one_line
 from usage_ledger.cli.table import shown_time, terminal_width
+from usage_ledger.ledger.columns import TOTALLED
 from usage_ledger.ledger.reading import open_for_reading
 
 MOST_ROWS = 1_000_000_000
@@ -52,10 +53,7 @@ _COLUMNS = (
     _Column("account", "account_id", 20, _text, 153),
     _Column("id", "id", 26, _text, 180),
 )
-_RIGHT = {
-    *("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "total_tokens"),
-    "total_cost",
-}
+_RIGHT = {*TOTALLED, "total_tokens", "total_cost"}
 
 
 @click.command()

@@ -14,7 +14,16 @@ COUNT_COLUMNS = (
     "web_search_requests",
     "web_fetch_requests",
 )
-"""The counts that upstream tells; their total is a column of its own."""
+"""The counts that upstream tells."""
+
+TOTALLED = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+"""The counts that `total_tokens` adds up."""
+
+CACHE_DURATIONS = ("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens")
+"""What `cache_creation_input_tokens` is told apart into; where upstream does not say, their sum is less."""
+
+ITERATION_COUNTS = COUNT_COLUMNS[:6]
+"""The counts of an iteration; thinking and web tools are counted for whole rows alone."""
 
 COUNT_LIMIT = 10**15
 """A count above this is not a count (SQLite's integers end at 9.2e18, and sums must fit as well)."""
@@ -76,9 +85,9 @@ ITERATION_COLUMNS = (
     "type",
     "model",
     "billed",
-    *COUNT_COLUMNS[:6],
+    *ITERATION_COUNTS,
     "total_cost",
 )
-"""The columns of `usage_iterations`; thinking and web tools are counted for whole rows alone."""
+"""The columns of `usage_iterations`."""
 
 JSON_COLUMNS = ("usage_raw", "metadata")

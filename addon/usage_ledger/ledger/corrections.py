@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, COUNT_LIMIT
+from usage_ledger.ledger.columns import CACHE_DURATIONS, COLUMNS, COUNT_COLUMNS, COUNT_LIMIT, TOTALLED
 from usage_ledger.ledger.editing import Change
 from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.record import Entry, IterationRow, Record
@@ -21,9 +21,6 @@ _CORRECTED = (
     *("total_tokens", "usage_state", "requires_manual_review", "metadata", "total_cost", "price_source"),
 )
 """What the trail tells of a correction. `usage_state` stays as it was, and is told so that it can be verified."""
-
-TOTALLED = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-"""The counts that `total_tokens` adds up."""
 
 CORRECTED_AT = "_manually_updated_at"
 """Where a row's metadata tells when it was corrected, so that an export tells one correction from the next."""
@@ -40,12 +37,12 @@ def with_counts(record: Record, counts: Mapping[str, int]) -> dict[str, int]:
         if not 0 <= count <= COUNT_LIMIT:
             raise ValueError(f"{name} is {count}, which is no count")
     result = {name: counts.get(name, getattr(record, name)) for name in COUNT_COLUMNS}
-    durations = ("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens")
-    if "cache_creation_input_tokens" not in counts and any(name in counts for name in durations):
-        result["cache_creation_input_tokens"] = sum(result[name] for name in durations)
-    elif "cache_creation_input_tokens" in counts and not any(name in counts for name in durations):
-        result |= dict.fromkeys(durations, 0)  # their durations are not told, and the former ones are of another total
-    if sum(result[name] for name in durations) > result["cache_creation_input_tokens"]:
+    if "cache_creation_input_tokens" not in counts and any(name in counts for name in CACHE_DURATIONS):
+        result["cache_creation_input_tokens"] = sum(result[name] for name in CACHE_DURATIONS)
+    elif "cache_creation_input_tokens" in counts and not any(name in counts for name in CACHE_DURATIONS):
+        # Their durations are not told, and the former ones are of another total.
+        result |= dict.fromkeys(CACHE_DURATIONS, 0)
+    if sum(result[name] for name in CACHE_DURATIONS) > result["cache_creation_input_tokens"]:
         raise ValueError("cache_creation_input_tokens is less than its 5-minute and 1-hour parts")
     if result["thinking_tokens"] > result["output_tokens"]:
         raise ValueError("thinking_tokens are part of output_tokens, and cannot be more")

@@ -7,16 +7,14 @@ import json
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger import statements
+from usage_ledger.ledger.columns import COUNT_COLUMNS
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.record import Entry
 
 COMPARED = (
     *("http_status", "stream", "request_id", "model", "message_id", "stop_reason"),
     *("service_tier", "inference_geo", "speed"),
-    *("input_tokens", "output_tokens", "cache_creation_input_tokens"),
-    *("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens", "cache_read_input_tokens"),
-    *("thinking_tokens", "web_search_requests", "web_fetch_requests", "total_tokens"),
-    *("usage_state", "requires_manual_review", "review_reason", "usage_raw"),
+    *(*COUNT_COLUMNS, "total_tokens", "usage_state", "requires_manual_review", "review_reason", "usage_raw"),
 )
 """The columns that a capture tells; all others are the proxy's, or those of the options it ran with."""
 

@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from usage_ledger.ledger import closing, revisions, statements
-from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, JSON_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, JSON_COLUMNS, TOTALLED
 from usage_ledger.ledger.corrections import (
     CORRECTED_AT,
-    TOTALLED,
     correction,
     is_accepted,
     is_corrected,

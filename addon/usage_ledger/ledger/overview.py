@@ -11,14 +11,13 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from usage_ledger.ledger.columns import TOTALLED
 from usage_ledger.ledger.filters import CORRECTED, FINAL, NOT_OF_A_SUBSCRIPTION
 from usage_ledger.ledger.moments import format_moment, start_of
 from usage_ledger.ledger.reading import Reader
 
 WAIT_MS = 50
 """Waits are told to so many milliseconds."""
-
-_COUNTS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 
 def _is_amount(column: str) -> str:
@@ -102,7 +101,7 @@ def groups(reader: Reader, steps: Iterable[Step]) -> list[Group]:
     query = f"""
         SELECT model, account_id, tag, count(*), total(requires_manual_review), total(http_status >= 400),
             total(CASE WHEN total_cost IS NULL OR NOT {_is_amount("total_cost")} THEN {FINAL} END),
-            {", ".join(f"total({name})" for name in _COUNTS)},
+            {", ".join(f"total({name})" for name in TOTALLED)},
             total(CASE WHEN {NOT_OF_A_SUBSCRIPTION} THEN {_COST} END),
             total(CASE WHEN NOT {NOT_OF_A_SUBSCRIPTION} THEN {_COST} END)
         FROM {reader.table()} WHERE occurred_at >= ? AND occurred_at < ? GROUP BY 1, 2, 3
@@ -125,7 +124,7 @@ def spent(reader: Reader, steps: Sequence[Step], found: Iterable[Group]) -> list
     moved = reader.connection.execute(
         f"""
         WITH counted AS (
-            SELECT record_id, {", ".join(f"sum({name}) AS {name}" for name in _COUNTS)}
+            SELECT record_id, {", ".join(f"sum({name}) AS {name}" for name in TOTALLED)}
             FROM {iterations} WHERE billed = 1 GROUP BY record_id
         ),
         split AS (
@@ -133,11 +132,11 @@ def spent(reader: Reader, steps: Sequence[Step], found: Iterable[Group]) -> list
                 {NOT_OF_A_SUBSCRIPTION} AS is_billed, {_is_amount("total_cost")} AS is_priced
             FROM counted CROSS JOIN {reader.table()} AS row ON row.id = record_id
             WHERE occurred_at >= ? AND occurred_at < ? AND NOT {CORRECTED}
-                AND {" AND ".join(f"row.{name} = counted.{name}" for name in _COUNTS)}
-                AND {" + ".join(f"counted.{name}" for name in _COUNTS)} > 0
+                AND {" AND ".join(f"row.{name} = counted.{name}" for name in TOTALLED)}
+                AND {" + ".join(f"counted.{name}" for name in TOTALLED)} > 0
         )
         SELECT step, split.model, coalesce(i.model, split.model), is_priced,
-            {" + ".join(f"total({name})" for name in _COUNTS)}, total(CASE WHEN is_billed THEN {cost} END)
+            {" + ".join(f"total({name})" for name in TOTALLED)}, total(CASE WHEN is_billed THEN {cost} END)
         FROM split CROSS JOIN {iterations} AS i ON i.record_id = split.record_id AND i.billed = 1
         GROUP BY 1, 2, 3, 4
         """,

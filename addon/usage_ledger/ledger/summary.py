@@ -11,6 +11,7 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from usage_ledger.ledger.columns import TOTALLED
 from usage_ledger.ledger.filters import CORRECTED, FINAL, Filters
 from usage_ledger.ledger.money import BOOKS, EXACT, Books, as_text, books, units
 from usage_ledger.ledger.reading import Reader
@@ -30,8 +31,6 @@ _OF_ROWS = ("thinking_tokens", "web_search_requests", "web_fetch_requests")
 
 COUNTS = (*_OF_ITERATIONS, *_OF_ROWS)
 """The counts of a group."""
-
-_TOTAL = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 GROUPS = {
     "day": "day(CAST(occurred_at AS BLOB))",
@@ -66,7 +65,7 @@ class Sums(NamedTuple):
 
     @property
     def total_tokens(self) -> int:
-        return sum(self.counts[name] for name in _TOTAL)
+        return sum(self.counts[name] for name in TOTALLED)
 
     def fields(self) -> dict[str, Any]:
         """Return what programs get of a group. Money is text, because it is exact."""
@@ -149,13 +148,13 @@ def _split(iterations: str, by: Sequence[str]) -> str:
     return f"""
         counted AS (
             SELECT record_id, money_sum(CAST(total_cost AS BLOB)) AS cost,
-                {", ".join(f"sum({name}) AS {name}" for name in _TOTAL)}
+                {", ".join(f"sum({name}) AS {name}" for name in TOTALLED)}
             FROM {iterations} WHERE billed = 1 GROUP BY record_id
         ),
         split AS MATERIALIZED (
             SELECT id, cost FROM counted JOIN chosen ON chosen.id = counted.record_id
-            WHERE {" AND ".join(f"chosen.{name} = counted.{name}" for name in _TOTAL)}
-                AND {" + ".join(f"counted.{name}" for name in _TOTAL)} > 0 AND NOT corrected
+            WHERE {" AND ".join(f"chosen.{name} = counted.{name}" for name in TOTALLED)}
+                AND {" + ".join(f"counted.{name}" for name in TOTALLED)} > 0 AND NOT corrected
         ),
         parts AS (
             SELECT {", ".join(keys)}, 1 AS request, requires_manual_review, {", ".join(COUNTS)},

@@ -16,6 +16,7 @@ from mitmproxy import command, ctx, exceptions, flow, flowfilter, http, types
 from usage_ledger.flows import rows
 from usage_ledger.flows.metered import metered
 from usage_ledger.flows.replay import judge
+from usage_ledger.ledger.columns import TOTALLED
 from usage_ledger.ledger.finding import row_of
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import ledger_path
@@ -27,12 +28,11 @@ _log = logging.getLogger("usage_ledger")
 _ALL: Sequence[flow.Flow] = []
 """Stands for all flows, where none are named."""
 
-_TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _COLUMNS = (
     "id",
     "occurred_at",
     "model",
-    *_TOKENS,
+    *TOTALLED,
     "usage_state",
     "requires_manual_review",
     "review_reason",
@@ -43,11 +43,11 @@ _HEADINGS = ["input", "output", "cache write", "cache read"]
 
 @dataclasses.dataclass
 class _Sum:
-    """What rows add up to: tokens by `_TOKENS`, USD, and the rows that have no cost."""
+    """What rows add up to: tokens by `TOTALLED`, USD, and the rows that have no cost."""
 
     requests: int = 0
     flagged: int = 0
-    tokens: list[int] = dataclasses.field(default_factory=lambda: [0] * len(_TOKENS))
+    tokens: list[int] = dataclasses.field(default_factory=lambda: [0] * len(TOTALLED))
     cost: Decimal = Decimal(0)
     without_cost: int = 0
 
@@ -55,7 +55,7 @@ class _Sum:
         cost = _cost(row["total_cost"])
         self.requests += 1
         self.flagged += bool(row["requires_manual_review"])
-        self.tokens = [sum(pair) for pair in zip(self.tokens, (row[name] for name in _TOKENS), strict=True)]
+        self.tokens = [sum(pair) for pair in zip(self.tokens, (row[name] for name in TOTALLED), strict=True)]
         self.cost += cost or 0
         self.without_cost += cost is None
 
@@ -85,7 +85,7 @@ class UsageCommands:
         """Show the rows of these flows, or of all, oldest first."""
         lines = [["time (UTC)", "model", *_HEADINGS, "state", "reason", "USD", "id"]]
         for row in _rows_of(flows):
-            values = (row["occurred_at"], row["model"], *(row[name] for name in _TOKENS))
+            values = (row["occurred_at"], row["model"], *(row[name] for name in TOTALLED))
             values += (row["usage_state"], row["review_reason"] or "", row["total_cost"] or "", row["id"])
             lines.append([str(value) for value in values])
         return lines  # type: ignore[return-value]  # as above

@@ -22,6 +22,7 @@ from usage_ledger.ledger.bill import (
     lines_of,
 )
 from usage_ledger.ledger.closing import archived_before
+from usage_ledger.ledger.columns import CACHE_DURATIONS, TOTALLED
 from usage_ledger.ledger.corrections import is_corrected, is_final
 from usage_ledger.ledger.entries import entries
 from usage_ledger.ledger.filters import NOT_OF_A_SUBSCRIPTION, Filters
@@ -40,7 +41,7 @@ LONGEST = timedelta(days=1)
 """How long before a span a request may have begun that ends in it."""
 
 _ANY = "*"
-_FIVE, _HOUR = "cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens"
+_FIVE, _HOUR = CACHE_DURATIONS
 
 
 class Explained(NamedTuple):
@@ -245,8 +246,7 @@ def _parts(entry: Entry) -> list[tuple[str, dict[str, int], int]]:
     """
     record = entry.record
     billed = [each for each in entry.iterations if each.billed]
-    names = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    is_split = all(sum(getattr(each, name) for each in billed) == getattr(record, name) for name in names)
+    is_split = all(sum(getattr(each, name) for each in billed) == getattr(record, name) for name in TOTALLED)
     if not billed or not is_split or is_corrected(record):
         return [(record.model, _kinds_of(record), _unknown(record))]
     searches = {**dict.fromkeys(KINDS, 0), "web_search_requests": record.web_search_requests}

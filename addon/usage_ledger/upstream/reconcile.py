@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from usage_ledger.ledger.adjustments import adjustments
 from usage_ledger.ledger.bill import KINDS, api_keys
+from usage_ledger.ledger.columns import CACHE_DURATIONS
 from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.summary import Sums
@@ -137,8 +138,7 @@ def reconcile(
 def _add(bucket: Bucket, sums: Sums) -> None:
     for name in KINDS:
         bucket.ours[name] += sums.counts[name]
-    durations = ("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens")
-    unknown = sums.counts["cache_creation_input_tokens"] - sum(sums.counts[name] for name in durations)
+    unknown = sums.counts["cache_creation_input_tokens"] - sum(sums.counts[name] for name in CACHE_DURATIONS)
     bucket.ours["cache_creation_5m_input_tokens"] += unknown
     bucket.of_unknown_duration += unknown
     bucket.requests += sums.requests
