@@ -23,7 +23,7 @@ from usage_ledger.ledger import presence, revisions, seals, trail
 from usage_ledger.ledger.closing import Period, periods_before, shown, totals_of
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor
-from usage_ledger.ledger.filters import FLAGGED
+from usage_ledger.ledger.filters import FLAGGED, PENDING
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import new_file, refuse_name_of_sqlite
 from usage_ledger.ledger.reading import as_utf8, open_for_reading
@@ -33,7 +33,7 @@ from usage_ledger.ledger.statements import START
 PAGE = 500
 """Rows that are copied or removed at a time: some milliseconds of other writers' time."""
 
-ARCHIVABLE = f"usage_state <> 'pending' AND NOT coalesce({FLAGGED}, 0)"
+ARCHIVABLE = f"NOT {PENDING} AND NOT coalesce({FLAGGED}, 0)"
 """SQL: rows that are settled, and do not want a person any more."""
 
 
@@ -80,7 +80,7 @@ def archive(editor: Editor, before: str, path: Path, note: str, progress: Callab
         editor.connection.execute(
             f"SELECT count(*) FROM usage_records WHERE occurred_at < ? AND {condition}", (job.before,)
         ).fetchone()[0]
-        for condition in (ARCHIVABLE, "usage_state = 'pending'", f"usage_state <> 'pending' AND {FLAGGED}")
+        for condition in (ARCHIVABLE, PENDING, f"NOT {PENDING} AND {FLAGGED}")
     ]
     return Archived(totals, *stay)
 

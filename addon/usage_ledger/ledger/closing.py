@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_ledger.ledger import money, revisions
 from usage_ledger.ledger.columns import COUNT_COLUMNS
-from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.filters import PENDING, Filters
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.reconciliations import reconciliation_of
@@ -189,7 +189,7 @@ def _begin(editor: "Editor", until: str) -> tuple[int, str, Closing | None]:
         )
     since = former.since if former is not None else closed[-1].until if closed else ""
     _refuse_archiving(editor)
-    pending = editor.count(Filters(since=since, until=until), "usage_state = 'pending'")
+    pending = editor.count(Filters(since=since, until=until), PENDING)
     if pending:
         raise LedgerError(
             f"{pending} request(s) before {shown(until)} are still in flight, or were left so by a proxy that was "

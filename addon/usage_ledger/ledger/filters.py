@@ -22,13 +22,19 @@ MISPRICED = (
 )
 """SQL: rows whose cost cannot be: it says no price data, or stands where no usage is final."""
 
-CHARGED = f"credential_kind IS NOT 'oauth' AND {FINAL} AND money(CAST(total_cost AS BLOB)) IS NOT NULL"
-"""SQL: rows that cost something on the bill (`money` is the reader's function)."""
+PENDING = "usage_state = 'pending'"
+"""SQL: requests that are in flight."""
+
+OF_A_SUBSCRIPTION = "credential_kind IS 'oauth'"
+"""SQL: rows that no API bill has, because a subscription pays for them."""
 
 NOT_OF_A_SUBSCRIPTION = "credential_kind IS NOT 'oauth'"
 """SQL: rows that are on the API bill, or will be."""
 
-ON_THE_BILL = "(credential_kind IS NOT 'oauth' AND usage_state <> 'pending')"
+CHARGED = f"{NOT_OF_A_SUBSCRIPTION} AND {FINAL} AND money(CAST(total_cost AS BLOB)) IS NOT NULL"
+"""SQL: rows that cost something on the bill (`money` is the reader's function)."""
+
+ON_THE_BILL = f"({NOT_OF_A_SUBSCRIPTION} AND NOT {PENDING})"
 """SQL: rows that the API bill is about: not those of subscriptions, and not what is still in flight."""
 
 FLAGGED = "requires_manual_review = 1"

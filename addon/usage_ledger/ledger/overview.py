@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from usage_ledger.ledger.columns import TOTALLED
-from usage_ledger.ledger.filters import CORRECTED, FINAL, NOT_OF_A_SUBSCRIPTION
+from usage_ledger.ledger.filters import CORRECTED, FINAL, FLAGGED, NOT_OF_A_SUBSCRIPTION, PENDING, Filters
 from usage_ledger.ledger.moments import format_moment, start_of
 from usage_ledger.ledger.reading import Reader
 
@@ -179,8 +179,7 @@ class Now(NamedTuple):
 
 def now(reader: Reader) -> Now:
     table = reader.table()
-    flagged = reader.connection.execute(f"SELECT count(*) FROM {table} WHERE requires_manual_review = 1").fetchone()[0]
-    in_flight = reader.connection.execute(f"SELECT count(*) FROM {table} WHERE usage_state = 'pending'").fetchone()[0]
+    flagged, in_flight = reader.count(Filters(), FLAGGED), reader.count(Filters(), PENDING)
     today = start_of(datetime.now(UTC).date())
     cost = reader.connection.execute(
         f"SELECT total({_COST}) FROM {table} WHERE occurred_at >= ? AND {NOT_OF_A_SUBSCRIPTION}", (today,)

@@ -20,7 +20,7 @@ from typing import Any
 
 from usage_ledger.ledger import money
 from usage_ledger.ledger.columns import COLUMNS
-from usage_ledger.ledger.filters import FINAL, Filters
+from usage_ledger.ledger.filters import FINAL, OF_A_SUBSCRIPTION, Filters
 from usage_ledger.ledger.marks import LedgerError, check_marks
 
 BUSY_SECONDS = 10.0
@@ -297,7 +297,7 @@ class Reader:
         where, values = filters.where()
         found = self.connection.execute(
             f"SELECT {money.BOOKS} FROM (SELECT total_cost AS cost, {money.units('total_cost')} AS units, "
-            f"credential_kind IS 'oauth' AS subscription, {FINAL} AS final FROM {self.table()} WHERE {where})",
+            f"{OF_A_SUBSCRIPTION} AS subscription, {FINAL} AS final FROM {self.table()} WHERE {where})",
             values,
         ).fetchone()
         return money.books(*found)

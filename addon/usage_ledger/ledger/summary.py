@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger.columns import TOTALLED
-from usage_ledger.ledger.filters import CORRECTED, FINAL, Filters
+from usage_ledger.ledger.filters import CORRECTED, FINAL, OF_A_SUBSCRIPTION, Filters
 from usage_ledger.ledger.money import BOOKS, EXACT, Books, as_text, books, units
 from usage_ledger.ledger.reading import Reader
 
@@ -112,7 +112,7 @@ def summarize(
         WITH chosen AS NOT MATERIALIZED (
             SELECT {"".join(f"{told[name]} AS key_{place}, " for place, name in enumerate(by))}
                 id, model, requires_manual_review, {", ".join(COUNTS)}, total_cost, {units("total_cost")} AS units,
-                credential_kind IS 'oauth' AS subscription, {FINAL} AS final, {CORRECTED} AS corrected
+                {OF_A_SUBSCRIPTION} AS subscription, {FINAL} AS final, {CORRECTED} AS corrected
             FROM {reader.table()} WHERE {where} AND {condition}
         ),
         {parts}

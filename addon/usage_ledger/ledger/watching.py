@@ -7,7 +7,7 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from usage_ledger.ledger.filters import FLAGGED, UNPRICED, Filters
+from usage_ledger.ledger.filters import FLAGGED, PENDING, UNPRICED, Filters
 from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.reading import Reader
 
@@ -43,6 +43,6 @@ def watch(reader: Reader, filters: Filters, stuck_after: timedelta) -> Watched:
         requests=reader.count(filters),
         flagged=reader.count(filters, FLAGGED),
         unpriced=reader.count(filters, UNPRICED),
-        stuck=reader.count(older, "usage_state = 'pending'"),
+        stuck=reader.count(older, PENDING),
         newest=newest,
     )

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from usage_ledger.ledger.columns import ITERATION_COLUMNS
+from usage_ledger.ledger.filters import FLAGGED
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.revisions import COLUMNS as REVISION_COLUMNS
 from usage_ledger.ledger.trail import history
@@ -18,7 +19,7 @@ def reasons(reader: Reader) -> list[tuple[str, int]]:
     """Return the reasons of the review queue, each with how many rows have it."""
     return reader.connection.execute(
         f"SELECT coalesce(review_reason, '?'), count(*) FROM {reader.table()} "
-        "WHERE requires_manual_review = 1 GROUP BY 1 ORDER BY 2 DESC, 1"
+        f"WHERE {FLAGGED} GROUP BY 1 ORDER BY 2 DESC, 1"
     ).fetchall()
 
 
@@ -27,7 +28,7 @@ def queue(reader: Reader, reason: str, at: str, after: str, count: int) -> list[
     ("": from the first one on).
     """
     found = reader.connection.execute(
-        f"SELECT {', '.join(QUEUED)} FROM {reader.table()} WHERE requires_manual_review = 1 "
+        f"SELECT {', '.join(QUEUED)} FROM {reader.table()} WHERE {FLAGGED} "
         "AND (?1 = '' OR coalesce(review_reason, '?') = ?1) AND (?2 = '' OR (occurred_at, id) < (?2, ?3)) "
         "ORDER BY occurred_at DESC, id DESC LIMIT ?4",
         (reason, at, after, count),
