@@ -71,7 +71,7 @@ def differences(entry: Entry, left: Fields) -> list[str]:
         if _now(entry, name) != value
     ]
     told = told_by_upstream(entry)
-    counts = None if told is None else fields_of(told.counts)
+    counts = None if told is None else _by_column(told.counts)
     if told is None or counts is None:
         found += [] if "usage_raw" in left else ["usage_raw is not what upstream told"]
     else:
@@ -95,7 +95,7 @@ def edited(entry: Entry, left: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
     of it beside a correction's columns.
     """
     told = told_by_upstream(entry)
-    counts = {} if told is None else fields_of(told.counts)
+    counts = {} if told is None else _by_column(told.counts)
     before = {name: left.get(name, counts.get(name)) for name in COUNT_COLUMNS}
     if told is None:
         return before | {"usage_raw": None}, {"usage_raw": entry.record.usage_raw}
@@ -195,9 +195,8 @@ def _now(entry: Entry, name: str) -> Any:
     return getattr(entry.record, name, None)
 
 
-def fields_of(counted: Counts | Record) -> dict[str, int]:
-    """Return the counts of what upstream told, or of a row, by their columns."""
-    return {name: getattr(counted, name) for name in COUNT_COLUMNS}
+def _by_column(counts: Counts) -> dict[str, int]:
+    return {name: getattr(counts, name) for name in COUNT_COLUMNS}
 
 
 def _metadata(record: Record) -> dict[str, Any] | None:

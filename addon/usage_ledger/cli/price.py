@@ -154,12 +154,13 @@ def _made(
 ) -> "list[tuple[Entry, _Cost]]":
     """Make the changes; return those whose row was still what it was priced for."""
     from usage_ledger.ledger.editing import Change
+    from usage_ledger.ledger.record import fields_of
 
     changes = [
         Change(
             entry.record.id,
             note or (f"priced by {new.source}" if new.is_final else "no usage is final, so it has no cost"),
-            expected={name: getattr(entry.record, name) for name in COLUMNS},
+            expected=fields_of(entry.record, COLUMNS),
             after={"total_cost": new.amount, "price_source": new.source},
             iteration_costs=[
                 (iteration.position, part) for iteration, part in zip(entry.iterations, new.parts, strict=True)

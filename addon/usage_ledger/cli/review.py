@@ -230,6 +230,7 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, reopen: bool, d
     from usage_ledger.ledger import trail
     from usage_ledger.ledger.corrections import correction, with_counts
     from usage_ledger.ledger.entries import entries_by
+    from usage_ledger.ledger.record import fields_of
 
     if not note.strip():
         raise click.UsageError("--note says why, and cannot be empty")
@@ -246,7 +247,7 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, reopen: bool, d
             )
         before, noted = audit.edited(entry, left)
         try:
-            counts = with_counts(entry.record, {name: getattr(entry.record, name) for name in COUNT_COLUMNS})
+            counts = with_counts(entry.record, fields_of(entry.record, COUNT_COLUMNS))
         except ValueError as error:
             raise click.ClickException(f"row {id_} cannot be adopted: {error}") from error
         change = correction(entry, counts, note, pricer.give)._replace(before=before, noted=noted)

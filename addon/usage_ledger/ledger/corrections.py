@@ -14,9 +14,9 @@ import msgspec
 from usage_ledger.ledger.columns import CACHE_DURATIONS, COLUMNS, COUNT_COLUMNS, COUNT_LIMIT, TOTALLED
 from usage_ledger.ledger.editing import Change
 from usage_ledger.ledger.moments import format_moment
-from usage_ledger.ledger.record import Entry, IterationRow, Record
+from usage_ledger.ledger.record import Entry, IterationRow, Record, fields_of, metadata_of
 
-_CORRECTED = (
+CORRECTED_COLUMNS = (
     *COUNT_COLUMNS,
     *("total_tokens", "usage_state", "requires_manual_review", "metadata", "total_cost", "price_source"),
 )
@@ -57,7 +57,7 @@ def correction(
     `at` is when somebody has corrected it; None: now.
     """
     old = entry.record
-    metadata = _metadata(old)
+    metadata = metadata_of(old)
     metadata.pop("_requires_manual_review", None)
     metadata.pop("_cache_split_unknown", None)
     split = counts["cache_creation_5m_input_tokens"] + counts["cache_creation_1h_input_tokens"]
@@ -81,21 +81,21 @@ def correction(
     return Change(
         old.id,
         reason,
-        expected=_fields(old, COLUMNS),
-        after=_fields(new.record, _CORRECTED),
+        expected=fields_of(old, COLUMNS),
+        after=fields_of(new.record, CORRECTED_COLUMNS),
         iteration_costs=[(iteration.position, iteration.total_cost) for iteration in new.iterations],
     )
 
 
 def acceptance(record: Record, reason: str) -> Change:
     """Return the change that settles a flagged row as it is."""
-    metadata = _metadata(record)
+    metadata = metadata_of(record)
     metadata.pop("_requires_manual_review", None)
     metadata["_accepted"] = True
     accepted = msgspec.structs.replace(
         record, requires_manual_review=0, metadata=msgspec.json.encode(metadata).decode()
     )
-    return Change(record.id, reason, expected=_fields(record, COLUMNS), after=_fields(accepted, _ACCEPTED))
+    return Change(record.id, reason, expected=fields_of(record, COLUMNS), after=fields_of(accepted, _ACCEPTED))
 
 
 SAID_OF_ITERATIONS = tuple(
@@ -109,11 +109,11 @@ def iterations_of(entry: Entry) -> list[list[Any]]:
 
 
 def is_corrected(record: Record) -> bool:
-    return _metadata(record).get("_manually_updated") == 1
+    return metadata_of(record).get("_manually_updated") == 1
 
 
 def is_accepted(record: Record) -> bool:
-    return _metadata(record).get("_accepted") == 1
+    return metadata_of(record).get("_accepted") == 1
 
 
 def is_final(record: Record) -> bool:
@@ -130,15 +130,3 @@ def worth(record: Record) -> tuple[int, int]:
         return 2 * len(_RANKS) + 2, 0
     is_partial = record.usage_state == "partial"
     return 2 * _RANKS.get(record.usage_state, 0) + is_accepted(record), record.total_tokens if is_partial else 0
-
-
-def _metadata(record: Record) -> dict[str, Any]:
-    try:
-        metadata = msgspec.json.decode(record.metadata)
-    except (msgspec.DecodeError, RecursionError):
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _fields(record: Record, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in names}

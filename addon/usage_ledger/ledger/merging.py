@@ -17,6 +17,7 @@ from usage_ledger.ledger import closing, revisions, statements
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, JSON_COLUMNS, TOTALLED
 from usage_ledger.ledger.corrections import (
     CORRECTED_AT,
+    CORRECTED_COLUMNS,
     correction,
     is_accepted,
     is_corrected,
@@ -26,7 +27,7 @@ from usage_ledger.ledger.corrections import (
 from usage_ledger.ledger.editing import Change
 from usage_ledger.ledger.entries import entries_by
 from usage_ledger.ledger.outbox import Outbox
-from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.ledger.record import Entry, Record, fields_of
 
 SOURCE = "pull"
 
@@ -161,7 +162,7 @@ class _Merge:
     def _add(self, added: Sequence[Theirs]) -> None:
         self._write([each.entry for each in added])
         made = [
-            revisions.Revision(each.entry.record.id, _reason(each), {}, _fields(each.entry.record, _SETTLED))
+            revisions.Revision(each.entry.record.id, _reason(each), {}, fields_of(each.entry.record, CORRECTED_COLUMNS))
             for each in added
             if each.edited_by is not None or _is_by_a_person(each.entry.record)
         ]
@@ -176,10 +177,10 @@ class _Merge:
         changes = []
         for each in replaced:
             ours, new = self._ours[each.entry.record.id], each.entry
-            after = {name: value for name, value in _fields(new.record, COLUMNS).items() if name not in _FIXED}
+            after = {name: value for name, value in fields_of(new.record, COLUMNS).items() if name not in _FIXED}
             before, noted = _iterations_changed(ours, new)
             changes.append(
-                Change(new.record.id, _reason(each), _fields(ours.record, COLUMNS), after, before=before, noted=noted)
+                Change(new.record.id, _reason(each), fields_of(ours.record, COLUMNS), after, before=before, noted=noted)
             )
         self._editor.make(SOURCE, changes, reopen=True)  # those of closed periods were left out
         for each in replaced:
@@ -192,22 +193,13 @@ class _Merge:
         edited_at = {each.entry.record.id: each.edited_at for each in adopted}
         changes = []
         for entry in entries_by(self._editor, "id", list(edited_at)):
-            counts = _fields(entry.record, COUNT_COLUMNS)
+            counts = fields_of(entry.record, COUNT_COLUMNS)
             reason = "it was corrected by SQL in the fleet's books"
             # Whoever takes it over says the same of it, so that two who do are not in each other's way.
             changes.append(correction(entry, counts, reason, price, edited_at[entry.record.id]))
         self._editor.make(SOURCE, changes, reopen=True)
 
 
-_SETTLED = (
-    *COUNT_COLUMNS,
-    "total_tokens",
-    "usage_state",
-    "requires_manual_review",
-    "metadata",
-    "total_cost",
-    "price_source",
-)
 _FIXED = ("id", "occurred_at")
 
 
@@ -238,8 +230,8 @@ def _is_corrected_by_sql(theirs: Theirs, ours: Entry | None) -> bool:
     record = theirs.entry.record
     if theirs.edited_by is None:
         return False
-    counts = _fields(record, COUNT_COLUMNS)
-    is_counted = ours is not None and counts != _fields(ours.record, COUNT_COLUMNS)
+    counts = fields_of(record, COUNT_COLUMNS)
+    is_counted = ours is not None and counts != fields_of(ours.record, COUNT_COLUMNS)
     return is_corrected(record) or is_counted or record.total_tokens != sum(counts[name] for name in TOTALLED)
 
 
@@ -255,7 +247,7 @@ def _is_same(theirs: Entry, ours: Entry) -> bool:
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    fields = _fields(record, COLUMNS)
+    fields = fields_of(record, COLUMNS)
     for name in JSON_COLUMNS:
         with contextlib.suppress(ValueError, RecursionError):
             fields[name] = None if fields[name] is None else decoded(fields[name])
@@ -269,7 +261,3 @@ def decoded(text: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:  # of a number that no float can hold; PostgreSQL writes such a one another way
         return json.loads(text, parse_float=Decimal, parse_int=Decimal)
-
-
-def _fields(record: Record, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in names}

@@ -1,8 +1,11 @@
 """The record: one row of `usage_records`, as everything outside this room builds it.
 
-Room: ledger. Imports `msgspec` only. A record's fields are the columns in table order, in which they are bound to the
-statements that write rows (`statements`), and in which a spilled row is a JSON array (`spill`).
+Room: ledger. Imports the standard library and `msgspec`. A record's fields are the columns in table order, in which
+they are bound to the statements that write rows (`statements`), and in which a spilled row is a JSON array (`spill`).
 """
+
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -94,3 +97,17 @@ class Entry(msgspec.Struct):
     alias: str | None = None
     only_new: bool = False
     redacted: bool = False
+
+
+def fields_of(record: Record, names: Iterable[str]) -> dict[str, Any]:
+    """Return what a row says in these columns."""
+    return {name: getattr(record, name) for name in names}
+
+
+def metadata_of(record: Record) -> dict[str, Any]:
+    """Return a row's metadata; nothing where another program has made something else of it than a JSON object."""
+    try:
+        metadata = msgspec.json.decode(record.metadata)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}

@@ -12,12 +12,12 @@ import time
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from usage_ledger.ledger.money import EXACT, as_amount, as_text
-from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.ledger.record import Entry, Record, metadata_of
 from usage_ledger.prices import rules
 from usage_ledger.prices.own import OwnPrice, OwnPrices
 from usage_ledger.prices.parts import UnpricedError, parts_of
@@ -104,7 +104,7 @@ class Pricer:
 
     def price(self, entry: Entry) -> Price:
         """Return what a complete or corrected row costs; raise `UnpricedError` where that is not known."""
-        metadata = _metadata(entry.record)
+        metadata = metadata_of(entry.record)
         if "messages_differ" in metadata:
             raise UnpricedError("a body with several messages does not tell which of their tokens are priced how")
         try:
@@ -123,7 +123,7 @@ class Pricer:
         record, found = entry.record, []
         amount = self.price(entry).amount
         with decimal.localcontext(EXACT):
-            for part in parts_of(record, entry.iterations, _metadata(record).get("_manually_updated") == 1):
+            for part in parts_of(record, entry.iterations, metadata_of(record).get("_manually_updated") == 1):
                 rates = self._rates(part.model, record)
                 for kind, cost in listed.kinds_cost(rates.prices, part.tokens, part.model).items():
                     quantity = getattr(part.tokens, kind)
@@ -212,14 +212,6 @@ def _holds_several_prompts(record: Record) -> bool:
     with contextlib.suppress(msgspec.DecodeError, RecursionError):
         return msgspec.json.decode(record.usage_raw or "{}", type=_Told).server_tool_use is not None
     return False
-
-
-def _metadata(record: Record) -> dict[str, Any]:
-    with contextlib.suppress(msgspec.DecodeError, RecursionError):
-        metadata = msgspec.json.decode(record.metadata)
-        if isinstance(metadata, dict):
-            return metadata
-    return {}
 
 
 class _Loading:
