@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, TOTALLED
 from usage_ledger.ledger.corrections import SAID_OF_ITERATIONS, is_accepted, is_corrected, iterations_of, worth
 from usage_ledger.ledger.money import as_amount, as_text
+from usage_ledger.ledger.reading import as_object
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.messages import Counts, Reason, State
 from usage_ledger.messages.derive import Told, derive
@@ -199,21 +200,13 @@ def _by_column(counts: Counts) -> dict[str, int]:
     return {name: getattr(counts, name) for name in COUNT_COLUMNS}
 
 
-def _metadata(record: Record) -> dict[str, Any] | None:
-    try:
-        metadata = json.loads(record.metadata)
-    except (ValueError, RecursionError):
-        return None
-    return metadata if isinstance(metadata, dict) else None
-
-
 def _says(record: Record, name: str) -> bool:
-    return name in (_metadata(record) or {})
+    return name in (as_object(record.metadata) or {})
 
 
 def _flags(record: Record) -> list[str]:
     """Return which flags do not follow from a row's state and reason."""
-    metadata = _metadata(record)
+    metadata = as_object(record.metadata)
     if metadata is None:
         return ["metadata is no JSON object"]
     flagged = record.review_reason is not None

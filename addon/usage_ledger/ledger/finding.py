@@ -3,12 +3,11 @@
 Room: ledger. Imports its neighbours in this room. Changes no row.
 """
 
-import json
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger import statements
 from usage_ledger.ledger.columns import COUNT_COLUMNS
-from usage_ledger.ledger.reading import Reader
+from usage_ledger.ledger.reading import Reader, as_object
 from usage_ledger.ledger.record import Entry
 
 COMPARED = (
@@ -41,18 +40,10 @@ def row_of(ledger: Reader, entry: Entry) -> Row | None:
     if row_id is None or not found:
         return None
     metadata, *values = found[0]
-    return Row(row_id, dict(zip(COMPARED, values, strict=True)), _flags(metadata))
+    return Row(row_id, dict(zip(COMPARED, values, strict=True)), as_object(metadata) or {})
 
 
 def differences(row: Row, entry: Entry) -> dict[str, tuple[Any, Any]]:
     """Return the columns in which a row and an entry differ: what the ledger has, and what the capture says."""
     told = {name: getattr(entry.record, name) for name in COMPARED}
     return {name: (row.columns[name], told[name]) for name in COMPARED if row.columns[name] != told[name]}
-
-
-def _flags(metadata: Any) -> dict[str, Any]:
-    try:
-        flags = json.loads(metadata)
-    except (ValueError, TypeError, RecursionError):
-        return {}
-    return flags if isinstance(flags, dict) else {}

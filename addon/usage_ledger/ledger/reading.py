@@ -329,3 +329,12 @@ def _plain_value(value: Any) -> Any:
 def as_utf8(raw: bytes) -> str:
     """Decode UTF-8, with U+FFFD for what is none."""
     return raw.decode("utf-8", "replace")
+
+
+def as_object(text: object) -> dict[str, Any] | None:
+    """Read a JSON object; None where another program has put something else there."""
+    try:
+        told = json.loads(str(text))
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(told, dict) else None

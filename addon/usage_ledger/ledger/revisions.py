@@ -1,9 +1,9 @@
 """Revisions: the trail of what changed a row after it was settled, each entry chained to the one before.
 
-Room: ledger. Imports the standard library only. An entry's hash is SHA-256, in hex, of this JSON array in UTF-8,
-without spaces: the hash of the entry before ("" for the first), then the entry's other columns in the table's order,
-`before` and `after` as the text they are. So nobody can change, remove or insert an entry without a new hash for every
-entry after it.
+Room: ledger. Imports the standard library and its neighbours in this room. An entry's hash is SHA-256, in hex, of this
+JSON array in UTF-8, without spaces: the hash of the entry before ("" for the first), then the entry's other columns in
+the table's order, `before` and `after` as the text they are. So nobody can change, remove or insert an entry without a
+new hash for every entry after it.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger.moments import now
+from usage_ledger.ledger.reading import as_object
 
 COLUMNS = ("position", "revised_at", "revised_by", "source", "reason", "record_id", "before", "after", "hash")
 
@@ -84,11 +85,7 @@ def head(connection: sqlite3.Connection) -> tuple[int, str]:
 
 def decoded(after: object) -> dict[str, Any]:
     """Return what an entry's `before` or `after` says; nothing where another program has broken it."""
-    try:
-        told = json.loads(str(after))
-    except (ValueError, RecursionError):
-        return {}
-    return told if isinstance(told, dict) else {}
+    return as_object(after) or {}
 
 
 def hash_of(link: str, entry: tuple[str | int | None, ...]) -> str:
