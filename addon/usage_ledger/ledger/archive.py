@@ -8,14 +8,12 @@ at least one ledger at every moment, that the copy has no row but those that wer
 an interruption goes on where it was.
 """
 
-import contextlib
 import json
 import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing as closed_at_end
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +21,7 @@ from usage_ledger.ledger import presence, revisions, seals, trail
 from usage_ledger.ledger.closing import Period, periods_before, shown, totals_of
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor
-from usage_ledger.ledger.filters import FLAGGED, PENDING
+from usage_ledger.ledger.filters import FLAGGED, PENDING, Filters
 from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.paths import new_file, refuse_name_of_sqlite
 from usage_ledger.ledger.reading import as_utf8, open_for_reading
@@ -53,36 +51,23 @@ def archive(editor: Editor, before: str, path: Path, note: str, progress: Callab
     `progress` is told of rows as they are copied and as they are removed. Raises `LedgerError` and FileExistsError.
     """
     _check_target(editor, path)
-    any_row = f"SELECT 1 FROM usage_records WHERE occurred_at < ? AND {ARCHIVABLE} LIMIT 1"
     owner = presence.new_writer_id()
-    with contextlib.closing(_Mark(editor.path, owner)):
+    with _marked(editor.path, owner):
         if path.exists():
             job = _go_on(editor, before, path, owner)
-        elif editor.connection.execute(any_row, (before,)).fetchone() is None:
+        elif not _has_any(editor, before):
             return None
         else:
             job = _begin(editor, before, path, owner)
-            try:
-                with new_file(path) as unfinished:
-                    _copy(editor, job, unfinished, progress)
-                    _check(unfinished)
-            except BaseException:
-                with editor.transaction():
-                    _forget(editor, job.number)
-                raise
+            _make_copy(editor, job, path, progress)
         with _attached(editor, path):
             if not _is_sealed(path):  # once it is, nothing touches the copy any more
                 _remove(editor, job, progress)
                 _seal(editor, job, path, note)
         totals = _finish(editor, job, path, note)
     editor.check_current()
-    stay = [
-        editor.connection.execute(
-            f"SELECT count(*) FROM usage_records WHERE occurred_at < ? AND {condition}", (job.before,)
-        ).fetchone()[0]
-        for condition in (ARCHIVABLE, PENDING, f"NOT {PENDING} AND {FLAGGED}")
-    ]
-    return Archived(totals, *stay)
+    stay = (ARCHIVABLE, PENDING, f"NOT {PENDING} AND {FLAGGED}")
+    return Archived(totals, *(editor.count(Filters(until=job.before), condition) for condition in stay))
 
 
 def _check_target(editor: Editor, path: Path) -> None:
@@ -105,23 +90,40 @@ class _Job(NamedTuple):
     before: str
 
 
-class _Mark:
-    """Says, as long as this process lives, that an archive is under way."""
+@contextmanager
+def _marked(ledger: Path, owner: str) -> Iterator[None]:
+    """Say, as long as this process lives, that an archive is under way."""
+    mark = presence.Presence(ledger, owner)
+    try:
+        yield
+    finally:
+        mark.leave()
 
-    def __init__(self, ledger: Path, owner: str) -> None:
-        self._presence = presence.Presence(ledger, owner)
 
-    def close(self) -> None:
-        self._presence.leave()
+def _has_any(editor: Editor, before: str) -> bool:
+    any_row = f"SELECT 1 FROM usage_records WHERE occurred_at < ? AND {ARCHIVABLE} LIMIT 1"
+    return editor.connection.execute(any_row, (before,)).fetchone() is not None
 
 
 # The copy.
 
 
+def _make_copy(editor: Editor, job: _Job, path: Path, progress: Callable[[int], object]) -> None:
+    """Make the copy and check it; where that cannot be, there is no copy and nothing was begun."""
+    try:
+        with new_file(path) as unfinished:
+            _copy(editor, job, unfinished, progress)
+            _check(unfinished)
+    except BaseException:
+        with editor.transaction():
+            _forget(editor, job.number)
+        raise
+
+
 def _copy(editor: Editor, job: _Job, unfinished: Path, progress: Callable[[int], object]) -> None:
     """Make a ledger of the rows before a time, with their iterations, and an entry that tells it from all others."""
     try:
-        with closed_at_end(sqlite3.connect(unfinished, isolation_level=None)) as copy:
+        with closing(sqlite3.connect(unfinished, isolation_level=None)) as copy:
             copy.execute("PRAGMA synchronous = OFF")  # it is synced as a whole, at the end
             copy.execute("PRAGMA journal_mode = MEMORY")  # should this be killed, it is made anew
             copy.text_factory = as_utf8
@@ -151,18 +153,8 @@ def _check_columns(copy: sqlite3.Connection, ledger: Path) -> None:
 
 def _copy_rows(copy: sqlite3.Connection, before: str, progress: Callable[[int], object]) -> None:
     names, of_iterations = ", ".join(COLUMNS), ", ".join(ITERATION_COLUMNS)
-    last = (b"", b"")
-    while True:
-        page = copy.execute(
-            "SELECT id, CAST(occurred_at AS BLOB), CAST(id AS BLOB) FROM source.usage_records "
-            f"WHERE occurred_at < ? AND {ARCHIVABLE} "
-            "AND (occurred_at, id) > (CAST(? AS TEXT), CAST(? AS TEXT)) ORDER BY occurred_at, id LIMIT ?",
-            (before, *last, PAGE),
-        ).fetchall()
-        if not page:
-            return
-        last = page[-1][-2:]
-        ids = json.dumps([row[0] for row in page])
+    for page in _pages(copy, f"source.usage_records WHERE occurred_at < ? AND {ARCHIVABLE}", before):
+        ids = json.dumps(page)
         copy.execute(
             f"INSERT INTO main.usage_records ({names}) SELECT {names} FROM source.usage_records "
             "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY occurred_at, id",
@@ -174,6 +166,18 @@ def _copy_rows(copy: sqlite3.Connection, before: str, progress: Callable[[int], 
             (ids,),
         )
         progress(len(page))
+
+
+def _pages(connection: sqlite3.Connection, rows: str, *values: str) -> Iterator[list[str]]:
+    """Yield the ids of some rows (a table and a condition), oldest first, `PAGE` at a time; nothing is held open."""
+    last = (b"", b"")  # as they are in the file, whether that is UTF-8 or not
+    while page := connection.execute(
+        f"SELECT id, CAST(occurred_at AS BLOB), CAST(id AS BLOB) FROM {rows} "
+        "AND (occurred_at, id) > (CAST(? AS TEXT), CAST(? AS TEXT)) ORDER BY occurred_at, id LIMIT ?",
+        (*values, *last, PAGE),
+    ).fetchall():
+        last = page[-1][-2:]
+        yield [row[0] for row in page]
 
 
 def _check(path: Path) -> None:
@@ -253,20 +257,11 @@ def _attached(editor: Editor, path: Path) -> Iterator[None]:
 
 def _remove(editor: Editor, job: _Job, progress: Callable[[int], object]) -> None:
     """Remove the rows that are in the copy as they are here; those that are not leave the copy instead."""
-    last = (b"", b"")
-    while True:
-        page = editor.connection.execute(
-            "SELECT id, CAST(occurred_at AS BLOB), CAST(id AS BLOB) FROM archive.usage_records "
-            "WHERE (occurred_at, id) > (CAST(? AS TEXT), CAST(? AS TEXT)) ORDER BY occurred_at, id LIMIT ?",
-            (*last, PAGE),
-        ).fetchall()
-        if not page:
-            return
-        last = page[-1][-2:]
+    for page in _pages(editor.connection, "archive.usage_records WHERE true"):
         with editor.transaction():
             if job.number not in {number for number, *_ in seals.unfinished(editor)}:
                 raise LedgerError("another run has taken this archive over")
-            _remove_page(editor.connection, job.number, json.dumps([row[0] for row in page]))
+            _remove_page(editor.connection, job.number, json.dumps(page))
         progress(len(page))
 
 
@@ -335,7 +330,7 @@ def _seal(editor: Editor, job: _Job, path: Path, note: str) -> None:
         "ORDER BY position"
     ).fetchall()
     try:
-        with closed_at_end(sqlite3.connect(path, isolation_level=None)) as copy:
+        with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             copy.execute("BEGIN IMMEDIATE")
             revisions.append_entries(copy, told)
             for period, of_period in parts:
