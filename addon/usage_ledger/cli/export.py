@@ -22,6 +22,7 @@ from usage_ledger.cli.spreadsheets import FORMULA_STARTS, safe
 from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.lines import AT_ONCE, Form, lines
+from usage_ledger.ledger.paths import sidecars
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -105,7 +106,7 @@ def export(
 def _is_part_of(output: Path, db: Path) -> bool:
     """Whether a file is the ledger or one of SQLite's beside it."""
     ledger = db.resolve()
-    parts = [ledger, *(ledger.with_name(ledger.name + ending) for ending in ("-wal", "-shm"))]
+    parts = [ledger, *sidecars(ledger)]
     return output.resolve() in parts or any(
         each.exists() and output.exists() and output.samefile(each) for each in parts
     )

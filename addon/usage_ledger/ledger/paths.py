@@ -73,6 +73,11 @@ def make_private_file(path: Path, flags: int) -> int:
     return descriptor
 
 
+def sidecars(ledger: Path) -> tuple[Path, Path]:
+    """Return the names that SQLite gives to the files beside a ledger that is open: its -wal and its -shm."""
+    return ledger.with_name(ledger.name + "-wal"), ledger.with_name(ledger.name + "-shm")
+
+
 def refuse_name_of_sqlite(path: Path) -> None:
     """Raise FileExistsError for a name under which SQLite would take a file for its own, and remove it."""
     if path.name.endswith(("-journal", "-wal", "-shm")):

@@ -22,6 +22,7 @@ from usage_ledger.ledger import money
 from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.filters import FINAL, OF_A_SUBSCRIPTION, Filters
 from usage_ledger.ledger.marks import LedgerError, check_marks
+from usage_ledger.ledger.paths import sidecars
 
 BUSY_SECONDS = 10.0
 
@@ -96,7 +97,8 @@ def _address(path: Path) -> str:
     file = path.resolve()
     if may_be_written(path):
         return f"{file.as_uri()}?mode=rw"
-    if _wal(file).exists():
+    wal, _ = sidecars(file)
+    if wal.exists():
         raise LedgerError(
             f"cannot read {path}, because you may not write it and some of its rows are in its -wal file; "
             "copy it with its -wal file to a folder you can write, and make the copies writable"
@@ -134,12 +136,8 @@ def _join(connection: sqlite3.Connection, more: int) -> None:
 def may_be_written(path: Path) -> bool:
     """Whether a ledger can be opened for writing, so that SQLite's companion files come and go."""
     file = path.resolve()
-    needed = (file, file.parent, _wal(file), file.with_name(file.name + "-shm"))
+    needed = (file, file.parent, *sidecars(file))
     return all(_may_write(each) for each in needed if each.exists())
-
-
-def _wal(file: Path) -> Path:
-    return file.with_name(file.name + "-wal")
 
 
 def _may_write(path: Path) -> bool:

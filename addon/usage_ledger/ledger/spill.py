@@ -6,6 +6,7 @@ it was written, and writing a row again changes nothing.
 """
 
 import contextlib
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,12 +95,8 @@ def put_aside(path: Path) -> Path:
 def left_behind(ledger: Path, own_id: str) -> list[Path]:
     """Return the spill files to take back: this writer's own, and those of writers that are gone."""
     found = []
-    for path in sorted(ledger.parent.glob(f"{_escaped(ledger.name)}-spill-*")):
+    for path in sorted(ledger.parent.glob(f"{glob.escape(ledger.name)}-spill-*")):
         writer_id = path.name.rpartition("-")[2]
         if writer_id == own_id or not presence.is_alive(ledger, writer_id):
             found.append(path)
     return found
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)

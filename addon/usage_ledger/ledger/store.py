@@ -15,7 +15,7 @@ import msgspec
 
 from usage_ledger.ledger import presence, statements
 from usage_ledger.ledger.marks import LedgerError
-from usage_ledger.ledger.paths import make_private_file, make_private_folder
+from usage_ledger.ledger.paths import make_private_file, make_private_folder, sidecars
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.schema import migrate
 
@@ -34,7 +34,7 @@ class Store:
 
     def __init__(self, path: Path, durability: str, writer_id: str, busy_ms: int = BUSY_MS) -> None:
         self.path = path
-        self._names = [str(path), *map(str, _sidecars(path))]
+        self._names = [str(path), *map(str, sidecars(path))]
         self._writer_id = writer_id
         make_private_folder(path.parent)
         with presence.alone(path):
@@ -55,7 +55,7 @@ class Store:
         One that is there is not touched: closing a descriptor of it would drop this process's locks on it.
         """
         if not self.path.exists():
-            for sidecar in _sidecars(self.path):
+            for sidecar in sidecars(self.path):
                 sidecar.unlink(missing_ok=True)  # of a ledger that was removed, and unreadable without it
             with contextlib.suppress(FileExistsError):
                 os.close(make_private_file(self.path, os.O_RDWR))
@@ -189,10 +189,6 @@ def _is_plain(entry: Entry) -> bool:
 def _may_be_known(entry: Entry) -> bool:
     """Whether an entry is of a flow that is read again."""
     return entry.record.origin == "replay" or entry.alias is not None
-
-
-def _sidecars(path: Path) -> list[Path]:
-    return [path.with_name(path.name + ending) for ending in ("-wal", "-shm")]
 
 
 def _identity(name: str) -> tuple[int, int] | None:
