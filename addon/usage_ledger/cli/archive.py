@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from usage_ledger.cli.options import Moment, Words, with_ledger
-from usage_ledger.cli.output import for_people, on_one_line, progress
+from usage_ledger.cli.output import for_people, progress, say
 from usage_ledger.ledger.filters import Filters
 
 
@@ -46,13 +46,10 @@ def archive(db: Path, before: str, note: str, target: Path) -> None:
         click.echo(f"no rows before {shown(before)} to archive", err=True)
         return
     totals = moved.totals
-    out.write(
-        on_one_line(
-            f"archived: {totals['requests']:,} row(s) before {shown(before)}, {totals['total_tokens']:,} tokens, "
-            f"{totals['billed_cost']} USD billed, into {target}",
-            out.encoding,
-        )
-        + "\n"
+    say(
+        out,
+        f"archived: {totals['requests']:,} row(s) before {shown(before)}, {totals['total_tokens']:,} tokens, "
+        f"{totals['billed_cost']} USD billed, into {target}",
     )
     for count, why in (
         (moved.pending, "in flight"),

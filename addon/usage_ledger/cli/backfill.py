@@ -15,7 +15,7 @@ import click
 
 from usage_ledger.cli.changes import make_changes, open_to_change, with_reopen
 from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_prices
-from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.output import for_people, on_one_line, say
 from usage_ledger.cli.spreadsheets import unguarded
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
 from usage_ledger.ledger.money import as_amount, as_text
@@ -329,7 +329,7 @@ def _report(changes: list["Change"], lines: int, dry_run: bool) -> None:
             for name in (*COUNT_COLUMNS, "total_tokens", "total_cost")
             if before[name] != after[name]
         )
-        out.write(on_one_line(f"{change.record_id}: {told}", out.encoding) + "\n")
+        say(out, f"{change.record_id}: {told}")
     costs = [as_amount(change.after["total_cost"]) for change in changes]
     total = sum((cost for cost in costs if cost is not None), start=Decimal(0))
     out.write(

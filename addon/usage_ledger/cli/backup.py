@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from usage_ledger.cli.options import with_ledger
-from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.output import for_people, say
 
 
 @click.command()
@@ -32,7 +32,7 @@ def backup(db: Path, target: Path) -> None:
     with _pages_bar() as progress:
         rows, entries = back_up(db, target, progress)
     out = for_people()
-    out.write(on_one_line(f"{target}: {rows:,} row(s) and {entries:,} entries of the trail", out.encoding) + "\n")
+    say(out, f"{target}: {rows:,} row(s) and {entries:,} entries of the trail")
 
 
 @contextmanager

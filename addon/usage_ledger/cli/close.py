@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from usage_ledger.cli.options import Moment, Words, with_ledger
-from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.output import for_people, say
 
 
 @click.command()
@@ -35,23 +35,21 @@ def close(db: Path, until: str, note: str) -> None:
         entry = close_books(ledger, until, note)
     out = for_people()
 
-    def say(text: str) -> None:
-        out.write(on_one_line(text, out.encoding) + "\n")
-
     since = entry["closed_since"]
-    say(f"closed: {f'from {shown(since)} ' if since else ''}until {shown(until)}")
-    say(f"requests: {entry['requests']:,}, tokens: {entry['total_tokens']:,}, billed: {entry['billed_cost']} USD")
+    say(out, f"closed: {f'from {shown(since)} ' if since else ''}until {shown(until)}")
+    say(out, f"requests: {entry['requests']:,}, tokens: {entry['total_tokens']:,}, billed: {entry['billed_cost']} USD")
     if entry["subscription_list_price"] != "0":
-        say(f"subscriptions: {entry['subscription_list_price']} USD at list price, on no bill")
+        say(out, f"subscriptions: {entry['subscription_list_price']} USD at list price, on no bill")
     say(
+        out,
         f"left open: {entry['flagged']:,} flagged, {entry['unpriced']:,} without a price, "
-        f"{entry['unsettled']:,} without final usage"
+        f"{entry['unsettled']:,} without final usage",
     )
     state = entry["reconciliation"]
     if state is None:
-        say("not reconciled with the bill (see reconcile)")
+        say(out, "not reconciled with the bill (see reconcile)")
     else:
-        say(f"reconciled {state['run_at']}: {state['left']:,} difference(s) left")
+        say(out, f"reconciled {state['run_at']}: {state['left']:,} difference(s) left")
     if entry["late"]:
-        say(f"taken in: {entry['late']:,} row(s) that came or changed since the period was closed before")
-    say(f"entry {entry['position']:,} of the trail: {entry['hash']}")
+        say(out, f"taken in: {entry['late']:,} row(s) that came or changed since the period was closed before")
+    say(out, f"entry {entry['position']:,} of the trail: {entry['hash']}")

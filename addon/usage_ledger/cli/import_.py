@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from usage_ledger.cli.options import with_ledger
-from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.output import for_people, say
 
 
 @click.command("import")
@@ -41,11 +41,8 @@ def import_(db: Path, files: tuple[Path, ...], replace: bool) -> None:
                 raise click.ClickException(str(error)) from error
             except LedgerError as error:
                 raise click.ClickException(f"{path}: {error}") from error
-            out.write(
-                on_one_line(
-                    f"{path}: {kind}, {stored.new:,} new, {stored.changed:,} changed, {stored.same:,} known "
-                    f"{'keys' if kind == 'keys' else 'buckets'}",
-                    out.encoding,
-                )
-                + "\n"
+            say(
+                out,
+                f"{path}: {kind}, {stored.new:,} new, {stored.changed:,} changed, {stored.same:,} known "
+                f"{'keys' if kind == 'keys' else 'buckets'}",
             )

@@ -51,6 +51,11 @@ def on_one_line(text: str, encoding: str = "utf-8") -> str:
     return seen.encode(encoding, "replace").decode(encoding)
 
 
+def say(out: TextIO, text: str = "") -> None:
+    """Write a line for a person, whatever stands in it."""
+    out.write(on_one_line(text, out.encoding) + "\n")
+
+
 def _seen(character: str) -> str:
     return "\ufffd" if unicodedata.category(character) in _UNSHOWN else character
 

@@ -14,7 +14,7 @@ import click
 
 from usage_ledger.cli.changes import make_changes, open_to_change, refuse_closed, with_reopen
 from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
-from usage_ledger.cli.output import for_people, on_one_line, progress
+from usage_ledger.cli.output import for_people, progress, say
 from usage_ledger.ledger.columns import COLUMNS
 from usage_ledger.ledger.filters import FINAL, MISPRICED, UNPRICED, Filters
 from usage_ledger.ledger.money import EXACT, Books, as_amount, as_text
@@ -182,18 +182,17 @@ def _report(tally: _Tally, books: Books, dry_run: bool) -> None:
         unpriced += tally.unpriced
         unsettled += tally.unsettled
 
-    def say(text: str) -> None:
-        out.write(on_one_line(text, out.encoding) + "\n")
-
-    say(f"{'would change' if dry_run else 'changed'} {_rows(tally.changed)}")
-    say(f"billed: {as_text(billed)} USD ({_signed(tally.billed)})")
+    say(out, f"{'would change' if dry_run else 'changed'} {_rows(tally.changed)}")
+    say(out, f"billed: {as_text(billed)} USD ({_signed(tally.billed)})")
     if subscription or tally.subscription:
-        say(f"subscriptions: {as_text(subscription)} USD ({_signed(tally.subscription)}) at list price, on no bill")
-    say(f"left out: {_rows(unpriced)} without a price, {_rows(unsettled)} without final usage")
+        say(
+            out, f"subscriptions: {as_text(subscription)} USD ({_signed(tally.subscription)}) at list price, on no bill"
+        )
+    say(out, f"left out: {_rows(unpriced)} without a price, {_rows(unsettled)} without final usage")
     for reason, count in tally.reasons.most_common():
-        say(f"no price for {_rows(count)}: {reason}")
+        say(out, f"no price for {_rows(count)}: {reason}")
     if tally.overtaken:
-        say(f"left alone: {_rows(tally.overtaken)} that changed meanwhile or are not UTF-8; run it again")
+        say(out, f"left alone: {_rows(tally.overtaken)} that changed meanwhile or are not UTF-8; run it again")
 
 
 def _rows(count: int) -> str:

@@ -15,7 +15,7 @@ import click
 
 from usage_ledger.cli.changes import with_reopen
 from usage_ledger.cli.options import Moment, Names, Span, Words, own_pricer, with_ledgers, with_prices
-from usage_ledger.cli.output import FOUND, for_people, for_programs, on_one_line
+from usage_ledger.cli.output import FOUND, for_people, for_programs, say
 from usage_ledger.cli.spreadsheets import safe
 from usage_ledger.cli.table import Column, write_table
 from usage_ledger.ledger.moments import now
@@ -246,7 +246,7 @@ def _write_table(result: "Result", out: TextIO) -> None:
     for each in result.money:
         if each.verdict is Verdict.PRICE:
             told = f"{each.day} {each.model}: {as_text(each.ours)} USD by our prices, {as_text(each.theirs)} USD billed"
-            out.write(on_one_line(f"price differs: {told}", out.encoding) + "\n")
+            say(out, f"price differs: {told}")
     counts = Counter([one.verdict for one in result.buckets] + [one.verdict for one in result.money])
     out.write("\n")
     for found, count in counts.most_common():

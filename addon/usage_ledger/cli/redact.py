@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from usage_ledger.cli.options import with_filter
-from usage_ledger.cli.output import Problems, for_people, on_one_line, progress
+from usage_ledger.cli.output import Problems, for_people, on_one_line, progress, say
 
 if TYPE_CHECKING:
     from usage_ledger.flows.metered import RequestFilter
@@ -72,7 +72,7 @@ def redact(source: Path, target: Path, chosen: "RequestFilter | None") -> int:
             raise click.ClickException(f"{told}; nothing is written")
     out = for_people()
     left = f"; {others:,} other(s), which are not metered, are left out" if others else ""
-    out.write(on_one_line(f"{target}: {kept:,} flow(s){left}", out.encoding) + "\n")
+    say(out, f"{target}: {kept:,} flow(s){left}")
     if problems.told:
         click.echo(f"usage-ledger: {on_one_line(problems.told)}; the rest is in {target}", err=True)
         return 1

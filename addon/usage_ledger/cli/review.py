@@ -21,7 +21,7 @@ from usage_ledger.cli.options import (
     with_ledgers,
     with_prices,
 )
-from usage_ledger.cli.output import for_people, on_one_line
+from usage_ledger.cli.output import for_people, on_one_line, say
 from usage_ledger.cli.table import Column, shown_time, write_table
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.filters import CAME_WITHOUT, FLAGGED, Filters
@@ -91,7 +91,7 @@ def review(context: click.Context, /, dbs: tuple[Path, ...], limit: int, **filte
     write_table(columns, lines, out, is_marked=lambda _number: False)
     out.write("\n")
     for reason, count in reasons.most_common():
-        out.write(on_one_line(f"{count:>8,}  {reason}", out.encoding) + "\n")
+        say(out, f"{count:>8,}  {reason}")
     if sum(reasons.values()) > len(shown):
         click.echo(f"{len(shown):,} of {sum(reasons.values()):,} are shown; -n 0 shows all", err=True)
 
@@ -118,26 +118,23 @@ def show(dbs: tuple[Path, ...], id_: str) -> None:
         history = trail.history(ledger, id_)
     out = for_people()
 
-    def say(text: str = "") -> None:
-        out.write(on_one_line(text, out.encoding) + "\n")
-
     for name, value in fields.items():
         if value is not None and value != "":
-            say(f"{name:<30} {value}")
+            say(out, f"{name:<30} {value}")
     if iterations:
-        say()
-        say("iterations")
+        say(out)
+        say(out, "iterations")
         for each in iterations:
-            say("  " + ", ".join(f"{name} {value}" for name, value in zip(names, each, strict=True) if value))
+            say(out, "  " + ", ".join(f"{name} {value}" for name, value in zip(names, each, strict=True) if value))
     if history:
-        say()
-        say("history")
+        say(out)
+        say(out, "history")
         for revised_at, revised_by, source, reason, before, after in history:
-            say(f"  {revised_at} {revised_by} {source}: {reason}")
+            say(out, f"  {revised_at} {revised_by} {source}: {reason}")
             for name, value in _changed(before, after):
-                say(f"    {name}: {value}")
-    say()
-    say("To look it up: " + (_known_upstream(fields) or "upstream named neither the request nor the message"))
+                say(out, f"    {name}: {value}")
+    say(out)
+    say(out, "To look it up: " + (_known_upstream(fields) or "upstream named neither the request nor the message"))
 
 
 def _changed(before: str, after: str) -> list[tuple[str, str]]:
@@ -186,7 +183,7 @@ def accept(db: Path, ids: tuple[str, ...], note: str, reopen: bool, dry_run: boo
             accepted += [(each.record_id, each.expected["review_reason"]) for each in changes if each.record_id in made]
     out = for_people()  # only now: a reader that has enough must not leave the half undone
     for record_id, reason in accepted:
-        out.write(on_one_line(f"{record_id} {reason}", out.encoding) + "\n")
+        say(out, f"{record_id} {reason}")
     out.write(f"{'would accept' if dry_run else 'accepted'} {len(accepted):,} row(s)\n")
 
 
@@ -257,7 +254,7 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, reopen: bool, d
     changed = ", ".join(
         f"{name} {before[name]} → {counts[name]}" for name in COUNT_COLUMNS if before[name] != counts[name]
     )
-    out.write(on_one_line(f"{verb} {id_}: {changed or 'no count changed'}", out.encoding) + "\n")
+    say(out, f"{verb} {id_}: {changed or 'no count changed'}")
 
 
 @review.command()
@@ -293,6 +290,6 @@ def report(dbs: tuple[Path, ...], **filters: Any) -> None:
                 out.write("\n")
                 for name, value in fields.items():
                     if value is not None:
-                        out.write(on_one_line(f"{name:<16} {value}", out.encoding) + "\n")
+                        say(out, f"{name:<16} {value}")
     if not count:
         click.echo(f"no request without usage in {on_one_line(named(dbs))}", err=True)

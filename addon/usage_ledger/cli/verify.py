@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from usage_ledger.cli.options import filters_from, own_pricer, with_filters, with_ledgers, with_prices
-from usage_ledger.cli.output import FOUND, for_people, on_one_line, progress
+from usage_ledger.cli.output import FOUND, for_people, progress, say
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
@@ -59,13 +59,13 @@ def _verify(db: Path, chosen: Filters, price_path: str | None, others: list[Path
     count = 0
     costs = CostAudit(own_pricer(price_path, db))
     if others:
-        out.write(on_one_line(f"{db}", out.encoding) + "\n")
+        say(out, f"{db}")
     with open_for_reading(db) as ledger:
         for finding in _findings(ledger, chosen, costs, others):
             count += 1
             click.get_current_context().meta[FOUND] = 1
             if count <= SHOWN:
-                out.write(on_one_line(finding, out.encoding) + "\n")
+                say(out, finding)
         rows, entries = ledger.count(chosen), trail.length(ledger)
     if count > SHOWN:
         out.write(f"and {count - SHOWN:,} more\n")
