@@ -213,6 +213,7 @@ _OF_KINDS = ("kind", "ours", "theirs", "difference")
 
 
 def _write_table(result: "Result", out: TextIO) -> None:
+    from usage_ledger.upstream import kinds
     from usage_ledger.upstream.verdicts import MEANING, SETTLED, Verdict
 
     columns = [
@@ -239,8 +240,7 @@ def _write_table(result: "Result", out: TextIO) -> None:
                 if bucket.verdict not in SETTLED:
                     marked.append(len(lines))
                 numbers = [f"{kind[name]:,}" for name in ("ours", "theirs")]
-                name = kind["kind"].replace("cache_creation", "cache_write").replace("_input_tokens", "")
-                name = name.replace("_tokens", "").replace("_requests", "")
+                name = kinds.shown(kind["kind"])
                 lines.append([*keys, f"{bucket.requests:,}", name, *numbers, f"{kind['difference']:+,}", verdict])
     write_table(columns, lines, out, is_marked=lambda number: number in marked)
     for each in result.money:

@@ -29,6 +29,7 @@ from usage_ledger.ledger.filters import NOT_OF_A_SUBSCRIPTION, Filters
 from usage_ledger.ledger.moments import format_moment, start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.record import Entry, IterationRow, Record
+from usage_ledger.upstream import kinds
 from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.days import finest, whole_days
 from usage_ledger.upstream.models import plain_name
@@ -301,10 +302,8 @@ def _verdicts(series: dict[tuple[str, str], _Series], spans: list[BucketSpan]) -
     for (model, key), one in sorted(series.items()):
         for region in _regions(one):
             since, until = spans[region.first].since, spans[region.last].until
-            difference = {name: region.theirs[name] - region.ours[name] for name in KINDS}
-            # Cache writes of which nobody told the duration may be of either.
-            moved = max(0, min(region.unknown, -difference[_FIVE], difference[_HOUR]))
-            settled = {**difference, _FIVE: difference[_FIVE] + moved, _HOUR: difference[_HOUR] - moved}
+            difference = kinds.differences(region.ours, region.theirs)
+            settled = kinds.settled(difference, region.unknown)
             if not any(settled.values()):
                 continue
             why = region.why

@@ -16,6 +16,7 @@ from usage_ledger.ledger.columns import CACHE_DURATIONS
 from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.summary import Sums
+from usage_ledger.upstream import kinds
 from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.costs import Money, compare_costs
 from usage_ledger.upstream.days import bill_of, our_sums, whole_days
@@ -42,13 +43,7 @@ class Bucket:
 
     def differences(self) -> dict[str, int]:
         """Return what upstream billed beyond our rows, by kind."""
-        found = {name: self.theirs[name] - self.ours[name] for name in KINDS}
-        # Cache writes of which upstream told no duration stand with the 5-minute ones, and may be of either.
-        five, hour = found["cache_creation_5m_input_tokens"], found["cache_creation_1h_input_tokens"]
-        moved = min(self.of_unknown_duration, max(-five, 0), max(hour, 0))
-        found["cache_creation_5m_input_tokens"] = five + moved
-        found["cache_creation_1h_input_tokens"] = hour - moved
-        return found
+        return kinds.settled(kinds.differences(self.ours, self.theirs), self.of_unknown_duration)
 
     def judge(self, tolerance: int) -> None:
         found = [value for value in self.differences().values() if abs(value) > tolerance]

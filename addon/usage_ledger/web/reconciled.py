@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+from usage_ledger.upstream import kinds
 from usage_ledger.upstream.verdicts import MEANING, SETTLED, Verdict
 
 type Table = list[list[Any]]
@@ -30,15 +31,14 @@ def shown(result: dict[str, Any], by: Sequence[str]) -> Table:
     """Return what a person looks at: a bucket that matches in one line, of others the kinds that differ."""
     table: Table = [[*by, "requests", "flagged", "kind", "ours", "upstream's", "difference", "verdict"]]
     for bucket in result["buckets"]:
-        kinds, verdict = bucket["kinds"], bucket.get("verdict")
-        told = [each for each in kinds if each["difference"] or verdict in (Verdict.BATCH, Verdict.UNKNOWN)]
+        found, verdict = bucket["kinds"], bucket.get("verdict")
+        told = [each for each in found if each["difference"] or verdict in (Verdict.BATCH, Verdict.UNKNOWN)]
         if verdict == Verdict.MATCHES or not told:
-            sums = {name: sum(each[name] for each in kinds) for name in ("ours", "theirs", "difference")}
+            sums = {name: sum(each[name] for each in found) for name in ("ours", "theirs", "difference")}
             told = [{"kind": "all", **sums}]
         for each in told:
             difference = f"{each['difference']:+,}" if each["difference"] else "0"
-            kind = each["kind"].replace("cache_creation", "cache_write").replace("_input_tokens", "")
-            numbers = [kind.replace("_tokens", "").replace("_requests", ""), each["ours"], each["theirs"], difference]
+            numbers = [kinds.shown(each["kind"]), each["ours"], each["theirs"], difference]
             table.append(
                 [*(bucket.get(name) for name in by), bucket.get("requests"), bucket.get("flagged"), *numbers, verdict]
             )
