@@ -11,6 +11,8 @@ from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.days import Bill
 from usage_ledger.upstream.models import plain_name
 
+NO_KEYS = "without the list of API keys nobody knows which row is whose: usage-ledger fetch keys"
+
 
 def ids_by_name(keys: Iterable[KeyLine], by_name: bool) -> dict[str, list[str]]:
     """Return the ids of the keys that are called so: by their id, by what the Console shows of them, or `by_name`."""
@@ -31,7 +33,7 @@ class Names:
     def __init__(self, keys: Sequence[KeyLine], bill: Bill, by: Sequence[str]) -> None:
         """Raise `BillError` where a dimension cannot be compared at all."""
         if "key" in by and not keys:
-            raise BillError("without the list of API keys nobody knows which row is whose: usage-ledger fetch keys")
+            raise BillError(NO_KEYS)
         if "workspace" in by and bill.from_names:
             raise BillError("a Console's CSV has names of workspaces, where rows have ids: usage-ledger fetch usage")
         self._by = by
