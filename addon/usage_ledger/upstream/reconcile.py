@@ -6,11 +6,11 @@ Promises that nothing is compared that is not the same: open days, days without 
 apart are named instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from usage_ledger.ledger.adjustments import adjustments
+from usage_ledger.ledger.adjustments import Adjustment, adjustments
 from usage_ledger.ledger.bill import KINDS, api_keys
 from usage_ledger.ledger.columns import CACHE_DURATIONS
 from usage_ledger.ledger.moments import start_of
@@ -19,7 +19,7 @@ from usage_ledger.ledger.summary import Sums
 from usage_ledger.upstream import kinds
 from usage_ledger.upstream.answers import BillError
 from usage_ledger.upstream.costs import Money, compare_costs
-from usage_ledger.upstream.days import bill_of, our_sums, whole_days
+from usage_ledger.upstream.days import Bill, bill_of, our_sums, whole_days
 from usage_ledger.upstream.names import Names
 from usage_ledger.upstream.verdicts import SETTLED, Verdict
 
@@ -40,6 +40,16 @@ class Bucket:
     requests: int = 0
     flagged: int = 0
     verdict: Verdict = Verdict.UNKNOWN
+
+    def add(self, sums: Sums) -> None:
+        """Add rows of ours."""
+        for name in KINDS:
+            self.ours[name] += sums.counts[name]
+        untold = sums.counts["cache_creation_input_tokens"] - sum(sums.counts[name] for name in CACHE_DURATIONS)
+        self.ours[CACHE_DURATIONS[0]] += untold
+        self.of_unknown_duration += untold
+        self.requests += sums.requests
+        self.flagged += sums.flagged
 
     def differences(self) -> dict[str, int]:
         """Return what upstream billed beyond our rows, by kind."""
@@ -92,49 +102,63 @@ def reconcile(
     if not bill.days:
         why = "they are all still open" if bill.open_days else "fetch it, or import it"
         raise BillError(f"there is no bill for the days from {first} to {last - timedelta(1)}: {why}")
-    names = Names(api_keys(reader), bill, by)
-    found: dict[tuple[tuple[str, ...], bool], Bucket] = {}
-
-    def bucket(keys: tuple[str, ...], is_batch: bool) -> Bucket:
-        return found.setdefault((keys, is_batch), Bucket(keys, is_batch))
-
-    for day, lines in bill.days.items():
-        for line in lines:
-            one = bucket(names.theirs(day, line), line.service_tier == "batch")
-            one.is_ambiguous = one.is_ambiguous or names.is_ambiguous(line.api_key)
-            for name in KINDS:
-                one.theirs[name] += getattr(line, name)
-    rows_without_bill: set[str] = set()
-    for sums in our_sums(reader, first, last):
-        our_day, model, our_key, workspace, tier = sums.keys
-        if our_day in bill.missing and sums.requests:
-            rows_without_bill.add(str(our_day))
-        if our_day in bill.days:
-            one = bucket(names.ours(str(our_day), model, our_key, workspace), tier == "batch")
-            one.is_ambiguous = one.is_ambiguous or names.is_ambiguous(our_key)
-            _add(one, sums)
-    for made in adjustments(reader, first.isoformat(), last.isoformat()):
-        if made.day in bill.days:
-            one = bucket(names.adjusted(made), is_batch=False)
-            one.adjustments += 1
-            for name, count in zip(KINDS, made.counts, strict=True):
-                one.ours[name] += count
-    for one in found.values():
-        one.judge(tolerance)
-    buckets = [found[key] for key in sorted(found)]
-    buckets = [one for one in buckets if one.flagged or any(one.ours.values()) or any(one.theirs.values())]
-    result = Result(start_of(first), start_of(last), tuple(by), buckets)
-    result.open_days, result.days_without_bill = bill.open_days, bill.missing
-    result.days_not_billed = sorted(rows_without_bill)
-    result.money = compare_costs(reader, bill, first, last, tolerance, takes_open)
-    return result
+    comparison = _Comparison(bill, Names(api_keys(reader), bill, by))
+    comparison.add_bill()
+    comparison.add_rows(our_sums(reader, first, last))
+    comparison.add_adjustments(adjustments(reader, first.isoformat(), last.isoformat()))
+    return Result(
+        start_of(first),
+        start_of(last),
+        tuple(by),
+        comparison.judged(tolerance),
+        compare_costs(reader, bill, first, last, tolerance, takes_open),
+        bill.open_days,
+        bill.missing,
+        sorted(comparison.rows_without_bill),
+    )
 
 
-def _add(bucket: Bucket, sums: Sums) -> None:
-    for name in KINDS:
-        bucket.ours[name] += sums.counts[name]
-    unknown = sums.counts["cache_creation_input_tokens"] - sum(sums.counts[name] for name in CACHE_DURATIONS)
-    bucket.ours["cache_creation_5m_input_tokens"] += unknown
-    bucket.of_unknown_duration += unknown
-    bucket.requests += sums.requests
-    bucket.flagged += sums.flagged
+class _Comparison:
+    """Puts both sides into buckets. `rows_without_bill`: days without a bill on which we have rows."""
+
+    def __init__(self, bill: Bill, names: Names) -> None:
+        self._bill = bill
+        self._names = names
+        self._buckets: dict[tuple[tuple[str, ...], bool], Bucket] = {}
+        self.rows_without_bill: set[str] = set()
+
+    def _bucket(self, keys: tuple[str, ...], is_batch: bool) -> Bucket:
+        return self._buckets.setdefault((keys, is_batch), Bucket(keys, is_batch))
+
+    def add_bill(self) -> None:
+        for day, lines in self._bill.days.items():
+            for line in lines:
+                one = self._bucket(self._names.theirs(day, line), line.service_tier == "batch")
+                one.is_ambiguous = one.is_ambiguous or self._names.is_ambiguous(line.api_key)
+                for name in KINDS:
+                    one.theirs[name] += getattr(line, name)
+
+    def add_rows(self, found: Iterable[Sums]) -> None:
+        for sums in found:
+            day, model, key, workspace, tier = sums.keys
+            if day in self._bill.missing and sums.requests:
+                self.rows_without_bill.add(str(day))
+            if day in self._bill.days:
+                one = self._bucket(self._names.ours(str(day), model, key, workspace), tier == "batch")
+                one.is_ambiguous = one.is_ambiguous or self._names.is_ambiguous(key)
+                one.add(sums)
+
+    def add_adjustments(self, found: Iterable[Adjustment]) -> None:
+        for made in found:
+            if made.day in self._bill.days:
+                one = self._bucket(self._names.adjusted(made), is_batch=False)
+                one.adjustments += 1
+                for name, count in zip(KINDS, made.counts, strict=True):
+                    one.ours[name] += count
+
+    def judged(self, tolerance: int) -> list[Bucket]:
+        """Return the buckets in order, without those in which nothing is."""
+        for one in self._buckets.values():
+            one.judge(tolerance)
+        buckets = [self._buckets[key] for key in sorted(self._buckets)]
+        return [one for one in buckets if one.flagged or any(one.ours.values()) or any(one.theirs.values())]
