@@ -22,11 +22,12 @@ class BillError(Exception):
     """A bill that cannot be fetched or read; the message is one line that says what to do."""
 
 
-WIDTHS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
+_WIDTHS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
 """How long the API's buckets are."""
 
 _AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,40})?")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+"""Buckets begin at whole multiples of their width from here."""
 
 type _Count = int | None
 
@@ -101,22 +102,22 @@ class _Keys(msgspec.Struct):
 def usage_page(body: bytes) -> tuple[list[Bucket], str | None]:
     """Read an answer of the usage report: its buckets, and the name of the next page if there is one."""
     page = _decoded(body, _Page[_Bucket[_Usage]])
-    return once([_bucket(each, [_usage_line(line) for line in each.results]) for each in page.data]), _next(page)
+    buckets = [_bucket(each, [_usage_line(line) for line in each.results]) for each in page.data]
+    return once(buckets), _next(page.has_more, page.next_page)
 
 
 def cost_page(body: bytes) -> tuple[list[Bucket], str | None]:
     """Read an answer of the cost report."""
     page = _decoded(body, _Page[_Bucket[_Cost]])
-    return once([_bucket(each, [_cost_line(line) for line in each.results]) for each in page.data]), _next(page)
+    buckets = [_bucket(each, [_cost_line(line) for line in each.results]) for each in page.data]
+    return once(buckets), _next(page.has_more, page.next_page)
 
 
 def key_page(body: bytes) -> tuple[list[KeyLine], str | None]:
     """Read an answer of the list of API keys: its keys, and the id after which the next page begins."""
     page = _decoded(body, _Keys)
-    if page.has_more and not page.last_id:
-        raise BillError("the answer says that there is more, and not where")
     keys = [KeyLine(key.id, key.name, key.partial_key_hint, key.workspace_id, key.status) for key in page.data]
-    return keys, page.last_id if page.has_more else None
+    return keys, _next(page.has_more, page.last_id)
 
 
 def kind_of(body: bytes) -> str | None:
@@ -150,17 +151,18 @@ def _decoded[T](body: bytes, type_: type[T]) -> T:
         raise BillError(f"it is not what the Admin API answers: {error}") from error
 
 
-def _next(page: _Page[Any]) -> str | None:
-    if page.has_more and not page.next_page:
+def _next(has_more: bool, where: str | None) -> str | None:
+    """Return where the next page begins; None where this is the last one."""
+    if has_more and not where:
         raise BillError("the answer says that there is more, and not where")
-    return page.next_page if page.has_more else None
+    return where if has_more else None
 
 
 def _bucket(told: _Bucket[Any], lines: list[UsageLine] | list[CostLine]) -> Bucket:
     since, until = moment(told.starting_at), moment(told.ending_at)
     start = datetime.fromisoformat(since)
     width = datetime.fromisoformat(until) - start
-    if width not in WIDTHS or (start - _EPOCH) % width:
+    if width not in _WIDTHS or (start - EPOCH) % width:
         raise BillError(f"a bucket goes from {told.starting_at} to {told.ending_at}, which is no day, hour or minute")
     return Bucket(since, until, tuple(lines))
 

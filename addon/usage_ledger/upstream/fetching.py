@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from usage_ledger.ledger.bill import Answer, Stored, bucket_spans, store_buckets, store_keys, was_loaded_late
+from usage_ledger.ledger.bill import Answer, Bucket, Stored, bucket_spans, store_buckets, store_keys, was_loaded_late
 from usage_ledger.ledger.editing import Editor
 from usage_ledger.ledger.moments import format_moment, now
 from usage_ledger.upstream import answers
-from usage_ledger.upstream.answers import BillError
+from usage_ledger.upstream.answers import EPOCH, BillError
 from usage_ledger.upstream.api import AdminApi
 
 
@@ -30,8 +30,6 @@ WIDTHS = {
 }
 GROUP_BY = ("api_key_id", "workspace_id", "model", "service_tier", "inference_geo")
 """What usage is asked for by: the API takes five at most."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def fetch_usage(
@@ -83,28 +81,26 @@ def _fetch(
 ) -> Stored:
     path = f"/v1/organizations/{'usage_report/messages' if kind == 'usage' else 'cost_report'}"
     read = answers.usage_page if kind == "usage" else answers.cost_page
-    stored = Stored(0, 0, 0)
+    span, limit = WIDTHS[width]
     first, last = _aligned(since, until, width)
-    known = _final_buckets(editor, kind, first, last, WIDTHS[width].span)
+    known = _final_buckets(editor, kind, first, last, span)
     progress(len(known))
     stored = Stored(0, 0, len(known))
-    for start, end in _gaps(first, last, WIDTHS[width].span, known):
+    for start, end in _gaps(first, last, span, known):
         page: str | None = None
         seen: set[str] = set()
         while True:
             asked = [
                 ("starting_at", _rfc3339(start)),
                 ("ending_at", _rfc3339(end)),
-                ("limit", str(WIDTHS[width].limit)),
+                ("limit", str(limit)),
                 *parameters,
                 *([("page", page)] if page else []),
             ]
             body = api.get(path, asked)
             buckets, page = read(body.encode())
             for bucket in buckets:
-                wide = datetime.fromisoformat(bucket.until) - datetime.fromisoformat(bucket.since)
-                is_in = format_moment(start) <= bucket.since < bucket.until <= format_moment(end)
-                if not is_in or wide != WIDTHS[width].span or bucket.since in seen:
+                if not _is_asked_for(bucket, start, end, span) or bucket.since in seen:
                     raise BillError(
                         f"{api.base_url} answers with a bucket from {bucket.since}, which was not asked for"
                     )
@@ -119,12 +115,17 @@ def _fetch(
     return stored
 
 
+def _is_asked_for(bucket: Bucket, start: datetime, end: datetime, span: timedelta) -> bool:
+    wide = datetime.fromisoformat(bucket.until) - datetime.fromisoformat(bucket.since)
+    return format_moment(start) <= bucket.since < bucket.until <= format_moment(end) and wide == span
+
+
 def _aligned(since: str, until: str, width: str) -> tuple[datetime, datetime]:
     """Return the span of whole buckets in which a span lies."""
     span = WIDTHS[width].span
     first, last = datetime.fromisoformat(since), datetime.fromisoformat(until)
-    first -= (first - _EPOCH) % span
-    last += -(last - _EPOCH) % span
+    first -= (first - EPOCH) % span
+    last += -(last - EPOCH) % span
     if first >= last:
         raise BillError("the span ends before it begins")
     return first, last
