@@ -16,7 +16,7 @@ from usage_ledger.messages import lenient
 from usage_ledger.messages.reader import MessageReader
 from usage_ledger.messages.sse import EVENT_LIMIT, Event, parse_event
 from usage_ledger.messages.text import text_or_none
-from usage_ledger.messages.usage import sift
+from usage_ledger.messages.usage import sift, value_at
 
 JSON_ANSWER = "JSON answer"
 COMMENT = "comment"
@@ -217,7 +217,7 @@ class Tracer(MessageReader):
         self._known += [{} for _ in self._messages[len(self._known) :]]
         known, merged = self._known[self._place], self._messages[self._place].usage
         for path, _ in _flat(usage):
-            name, after = ".".join(path), _shown_of(_at(merged, path))
+            name, after = ".".join(path), _shown_of(value_at(merged, path))
             before = known.get(name)
             if after != before:
                 known[name] = after
@@ -286,12 +286,6 @@ def _flat(value: Any, path: tuple[str, ...] = (), with_entries: bool = False) ->
             yield from _flat(inner, (*path, str(place)), with_entries)
     elif value is not None:
         yield path, value
-
-
-def _at(usage: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        usage = usage.get(name) if isinstance(usage, dict) else None
-    return usage
 
 
 def _shown_of(value: Any) -> Any:

@@ -91,6 +91,13 @@ def as_count(value: object) -> int | None:
     return None
 
 
+def value_at(usage: Any, path: tuple[str, ...]) -> Any:
+    """Return what a usage object has at a path of names; None where it has nothing there."""
+    for name in path:
+        usage = usage.get(name) if isinstance(usage, dict) else None
+    return usage
+
+
 def sift(usage: object) -> tuple[dict[str, Any] | None, bool]:
     """Take one usage object as upstream sent it; return it without invalid counts, and whether it had any.
 
@@ -149,9 +156,7 @@ def says_output(usage: dict[str, Any]) -> bool:
 def says_anything(usage: dict[str, Any]) -> bool:
     """Whether a sifted usage object tells any count at all, itself or in its iterations."""
     return any(
-        (holder if len(path) == 1 else holder.get(path[0]) or {}).get(path[-1]) is not None
-        for holder in (usage, *(usage.get("iterations") or ()))
-        for path in COUNT_PATHS
+        value_at(each, path) is not None for each in (usage, *(usage.get("iterations") or ())) for path in COUNT_PATHS
     )
 
 
@@ -209,8 +214,7 @@ def bounded(usage: dict[str, Any]) -> dict[str, Any]:
 def _counted(usage: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for path in COUNT_PATHS:
-        holder: Any = usage if len(path) == 1 else usage.get(path[0])
-        count = as_count(holder.get(path[-1])) if isinstance(holder, dict) else None
+        count = as_count(value_at(usage, path))
         if count is not None:
             (kept if len(path) == 1 else kept.setdefault(path[0], {}))[path[-1]] = count
     kept |= {name: value[:256] for name in _TEXTS if isinstance(value := usage.get(name), str)}
@@ -226,11 +230,7 @@ def counts_of(usage: dict[str, Any]) -> Counts:
     Where upstream told no cache creation total, it is the sum of its split; a total that was told stands, and what the
     split does not explain is of unknown duration (`Counts.cache_split_unknown`).
     """
-    values = []
-    for path in COUNT_PATHS:
-        holder: Any = usage if len(path) == 1 else usage.get(path[0])
-        values.append(as_count(holder.get(path[-1])) or 0 if isinstance(holder, dict) else 0)
-    counts = Counts(*values)
+    counts = Counts(*(as_count(value_at(usage, path)) or 0 for path in COUNT_PATHS))
     if not counts.cache_creation_input_tokens:
         split = counts.cache_creation_5m_input_tokens + counts.cache_creation_1h_input_tokens
         counts.cache_creation_input_tokens = split
@@ -276,10 +276,7 @@ def billed_by(usage: dict[str, Any]) -> tuple[Counts, list[Iteration]]:
     if not any(iteration.counts.total_tokens for iteration in iterations):
         return top, iterations
     _tell_split(top, iterations)
-    total = Counts()
-    for iteration in iterations:
-        if iteration.billed:
-            total.add(iteration.counts)
+    total = _billed(iterations)
     for name in ("thinking_tokens", "web_search_requests", "web_fetch_requests"):
         setattr(total, name, max(getattr(total, name), getattr(top, name)))
     return total, iterations
@@ -290,6 +287,11 @@ def billed_beside_refusal(iterations: list[Iteration]) -> Counts:
     attempts = [each for each in iterations if each.type in (None, "message", "fallback_message")]
     if attempts:
         attempts[-1].billed = False
+    return _billed(iterations)
+
+
+def _billed(iterations: list[Iteration]) -> Counts:
+    """Add up what is billed of iterations."""
     total = Counts()
     for iteration in iterations:
         if iteration.billed:
