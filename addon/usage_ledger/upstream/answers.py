@@ -103,14 +103,14 @@ def usage_page(body: bytes) -> tuple[list[Bucket], str | None]:
     """Read an answer of the usage report: its buckets, and the name of the next page if there is one."""
     page = _decoded(body, _Page[_Bucket[_Usage]])
     buckets = [_bucket(each, [_usage_line(line) for line in each.results]) for each in page.data]
-    return once(buckets), _next(page.has_more, page.next_page)
+    return _none_twice(buckets), _next(page.has_more, page.next_page)
 
 
 def cost_page(body: bytes) -> tuple[list[Bucket], str | None]:
     """Read an answer of the cost report."""
     page = _decoded(body, _Page[_Bucket[_Cost]])
     buckets = [_bucket(each, [_cost_line(line) for line in each.results]) for each in page.data]
-    return once(buckets), _next(page.has_more, page.next_page)
+    return _none_twice(buckets), _next(page.has_more, page.next_page)
 
 
 def key_page(body: bytes) -> tuple[list[KeyLine], str | None]:
@@ -167,7 +167,7 @@ def _bucket(told: _Bucket[Any], lines: list[UsageLine] | list[CostLine]) -> Buck
     return Bucket(since, until, tuple(lines))
 
 
-def once(buckets: list[Bucket]) -> list[Bucket]:
+def _none_twice(buckets: list[Bucket]) -> list[Bucket]:
     """Return buckets as they are; raise `BillError` where one comes twice."""
     if len({each.since for each in buckets}) < len(buckets):
         raise BillError("the answer has a bucket twice")
