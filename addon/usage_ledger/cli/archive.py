@@ -10,6 +10,7 @@ import click
 from usage_ledger.cli.options import Moment, Words, with_ledger
 from usage_ledger.cli.output import for_people, progress, say
 from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.moments import short
 
 
 @click.command()
@@ -33,7 +34,6 @@ def archive(db: Path, before: str, note: str, target: Path) -> None:
     """
     from usage_ledger.ledger.archive import ARCHIVABLE
     from usage_ledger.ledger.archive import archive as move
-    from usage_ledger.ledger.closing import shown
     from usage_ledger.ledger.editing import open_for_editing
 
     with (
@@ -43,12 +43,12 @@ def archive(db: Path, before: str, note: str, target: Path) -> None:
         moved = move(ledger, before, target.absolute(), note, bar)
     out = for_people()
     if moved is None:
-        click.echo(f"no rows before {shown(before)} to archive", err=True)
+        click.echo(f"no rows before {short(before)} to archive", err=True)
         return
     totals = moved.totals
     say(
         out,
-        f"archived: {totals['requests']:,} row(s) before {shown(before)}, {totals['total_tokens']:,} tokens, "
+        f"archived: {totals['requests']:,} row(s) before {short(before)}, {totals['total_tokens']:,} tokens, "
         f"{totals['billed_cost']} USD billed, into {target}",
     )
     for count, why in (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from usage_ledger.ledger.filters import Filters
+from usage_ledger.ledger.moments import short
 from usage_ledger.ledger.reading import Reader, open_for_reading
 
 if TYPE_CHECKING:
@@ -59,5 +60,5 @@ def refuse_closed(ledger: Reader, filters: Filters, condition: str, reopen: bool
     if count:
         raise click.ClickException(
             f"{count:,} of the rows are of {closing.describe(until)}, so no row is changed; "
-            f"--since {closing.shown(until)} leaves them out, --reopen changes them too"
+            f"--since {short(until)} leaves them out, --reopen changes them too"
         )

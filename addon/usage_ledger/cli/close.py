@@ -9,6 +9,7 @@ import click
 
 from usage_ledger.cli.options import Moment, Words, with_ledger
 from usage_ledger.cli.output import for_people, say
+from usage_ledger.ledger.moments import short
 
 
 @click.command()
@@ -26,7 +27,7 @@ def close(db: Path, until: str, note: str) -> None:
     Examples:
       usage-ledger close --until 2026-11-01 --note "October, invoice 7"
     """
-    from usage_ledger.ledger.closing import close_books, shown
+    from usage_ledger.ledger.closing import close_books
     from usage_ledger.ledger.editing import open_for_editing
 
     if not note.strip():
@@ -36,7 +37,7 @@ def close(db: Path, until: str, note: str) -> None:
     out = for_people()
 
     since = entry["closed_since"]
-    say(out, f"closed: {f'from {shown(since)} ' if since else ''}until {shown(until)}")
+    say(out, f"closed: {f'from {short(since)} ' if since else ''}until {short(until)}")
     say(out, f"requests: {entry['requests']:,}, tokens: {entry['total_tokens']:,}, billed: {entry['billed_cost']} USD")
     if entry["subscription_list_price"] != "0":
         say(out, f"subscriptions: {entry['subscription_list_price']} USD at list price, on no bill")

@@ -240,7 +240,7 @@ def _write_table(result: "Result", out: TextIO) -> None:
                 if bucket.verdict not in SETTLED:
                     marked.append(len(lines))
                 numbers = [f"{kind[name]:,}" for name in ("ours", "theirs")]
-                name = kinds.shown(kind["kind"])
+                name = kinds.short(kind["kind"])
                 lines.append([*keys, f"{bucket.requests:,}", name, *numbers, f"{kind['difference']:+,}", verdict])
     write_table(columns, lines, out, is_marked=lambda number: number in marked)
     for each in result.money:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger import presence, revisions, seals, trail
-from usage_ledger.ledger.closing import Period, periods_before, shown, totals_of
+from usage_ledger.ledger.closing import Period, periods_before, totals_of
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
 from usage_ledger.ledger.editing import Editor
 from usage_ledger.ledger.filters import FLAGGED, PENDING, Filters
 from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.moments import short
 from usage_ledger.ledger.paths import new_file, refuse_name_of_sqlite
 from usage_ledger.ledger.reading import as_utf8, open_for_reading
 from usage_ledger.ledger.schema import migrate
@@ -374,7 +375,7 @@ def _finish(editor: Editor, job: _Job, path: Path, note: str) -> dict[str, Any]:
         done = editor.connection.execute("SELECT position FROM usage_archives WHERE number = ?", (job.number,))
         if done.fetchone() != (None,):
             raise LedgerError(f"another run has finished the archive into {path} meanwhile")
-        reason = note or f"archived before {shown(job.before)}"
+        reason = note or f"archived before {short(job.before)}"
         position, _ = revisions.append(editor.connection, "archive", [revisions.Revision(None, reason, {}, after)])
         editor.connection.execute("UPDATE usage_archives SET position = ? WHERE number = ?", (position, job.number))
     return seal

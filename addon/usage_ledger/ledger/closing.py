@@ -13,6 +13,7 @@ from usage_ledger.ledger import money, revisions
 from usage_ledger.ledger.columns import COUNT_COLUMNS
 from usage_ledger.ledger.filters import PENDING, Filters
 from usage_ledger.ledger.marks import LedgerError
+from usage_ledger.ledger.moments import short
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.reconciliations import reconciliation_of
 from usage_ledger.ledger.summary import Sums, plus, summarize
@@ -93,7 +94,7 @@ def _archived(reader: Reader, since: str, until: str) -> dict[str, Any] | None:
                 total = _plus(total, period)
             elif begins < until < ends and period.get("requests"):
                 raise LedgerError(
-                    f"rows before {shown(ends)} are archived, so the books can be closed until then, or later"
+                    f"rows before {short(ends)} are archived, so the books can be closed until then, or later"
                 )
     return total
 
@@ -135,12 +136,7 @@ def refuse_closed(reader: Reader, record_ids: Sequence[str]) -> None:
 
 def describe(until: str) -> str:
     """Name a closed period, for a message."""
-    return f"a period that is closed (until {shown(until)})"
-
-
-def shown(moment: str) -> str:
-    """Write a ledger time as short as it can be."""
-    return moment.removesuffix("T00:00:00.000Z")
+    return f"a period that is closed (until {short(until)})"
 
 
 def late(reader: Reader) -> Iterator[Late]:
@@ -169,7 +165,7 @@ def close_books(editor: "Editor", until: str, note: str) -> dict[str, Any]:
         if entry is not None:
             editor.check_current()
             return entry
-    raise LedgerError(f"rows before {shown(until)} keep changing while they are added up; try again")
+    raise LedgerError(f"rows before {short(until)} keep changing while they are added up; try again")
 
 
 def _begin(editor: "Editor", until: str) -> tuple[int, str, Closing | None]:
@@ -182,9 +178,9 @@ def _begin(editor: "Editor", until: str) -> tuple[int, str, Closing | None]:
     closed = closings(editor)
     former = next((each for each in closed if each.until == until), None)
     if former is None and closed and until < closed[-1].until:
-        ends = ", ".join(shown(each.until) for each in closed[-6:])
+        ends = ", ".join(short(each.until) for each in closed[-6:])
         raise LedgerError(
-            f"the books are closed until {shown(closed[-1].until)} already; "
+            f"the books are closed until {short(closed[-1].until)} already; "
             f"a period is closed again by its own end: {ends}"
         )
     since = former.since if former is not None else closed[-1].until if closed else ""
@@ -192,7 +188,7 @@ def _begin(editor: "Editor", until: str) -> tuple[int, str, Closing | None]:
     pending = editor.count(Filters(since=since, until=until), PENDING)
     if pending:
         raise LedgerError(
-            f"{pending} request(s) before {shown(until)} are still in flight, or were left so by a proxy that was "
+            f"{pending} request(s) before {short(until)} are still in flight, or were left so by a proxy that was "
             "killed, which the next start of one settles"
         )
     number = connection.execute("INSERT INTO usage_closings (since, until) VALUES (?, ?)", (since, until)).lastrowid
@@ -271,9 +267,9 @@ def _differences(reader: Reader, closing: Closing) -> Iterator[str]:
         (closing.number,),
     )
     for record_id, what, noticed_at in shown_ones.fetchall():
-        yield f"row {record_id}: it {what} on {noticed_at}, after the books were closed until {shown(closing.until)}"
+        yield f"row {record_id}: it {what} on {noticed_at}, after the books were closed until {short(closing.until)}"
     if count > LATE_SHOWN:
-        yield f"and {count - LATE_SHOWN:,} more rows of the period until {shown(closing.until)}"
+        yield f"and {count - LATE_SHOWN:,} more rows of the period until {short(closing.until)}"
     if count:
         return
     unfinished = "SELECT number FROM usage_archives WHERE position IS NULL"
@@ -284,7 +280,7 @@ def _differences(reader: Reader, closing: Closing) -> Iterator[str]:
     now = _plus(_archived(reader, closing.since, closing.until), totals_of(reader, closing.since, closing.until))
     for name, value in now.items():
         if told.get(name) != value:
-            yield f"books closed until {shown(closing.until)}: {name} was {told.get(name)}, and is {value}"
+            yield f"books closed until {short(closing.until)}: {name} was {told.get(name)}, and is {value}"
 
 
 def _told(reader: Reader, closing: Closing) -> dict[str, Any]:

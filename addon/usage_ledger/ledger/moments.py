@@ -43,6 +43,11 @@ def start_of(day: date) -> str:
     return f"{day.isoformat()}T00:00:00.000Z"
 
 
+def short(moment: str) -> str:
+    """Write a moment as short as it can be: a day, where it is the beginning of one."""
+    return moment.removesuffix("T00:00:00.000Z")
+
+
 def now() -> str:
     """Return what time it is."""
     return format_moment(datetime.now(UTC))

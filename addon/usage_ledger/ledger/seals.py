@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from usage_ledger.ledger import revisions
-from usage_ledger.ledger.closing import shown, totals_of
+from usage_ledger.ledger.closing import totals_of
+from usage_ledger.ledger.moments import short
 from usage_ledger.ledger.reading import Reader
 
 
@@ -23,7 +24,7 @@ def unfinished(reader: Reader) -> list[tuple[int, str, str, str]]:
 
 def interrupted(path: str, before: str) -> str:
     """Say how an archive that was interrupted is finished."""
-    return f"an archive into {path} was interrupted; finish it: usage-ledger archive --before {shown(before)} {path}"
+    return f"an archive into {path} was interrupted; finish it: usage-ledger archive --before {short(before)} {path}"
 
 
 def entry(reader: Reader, which: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def settled(found: Mapping[str, int], untold: int) -> dict[str, int]:
     return {**found, five: found[five] + moved, hour: found[hour] - moved}
 
 
-def shown(kind: str) -> str:
+def short(kind: str) -> str:
     """Return a kind as people read it: `cache_creation_5m_input_tokens` is `cache_write_5m`."""
     name = kind.replace("cache_creation", "cache_write").replace("_input_tokens", "")
     return name.replace("_tokens", "").replace("_requests", "")

@@ -38,7 +38,7 @@ def shown(result: dict[str, Any], by: Sequence[str]) -> Table:
             told = [{"kind": "all", **sums}]
         for each in told:
             difference = f"{each['difference']:+,}" if each["difference"] else "0"
-            numbers = [kinds.shown(each["kind"]), each["ours"], each["theirs"], difference]
+            numbers = [kinds.short(each["kind"]), each["ours"], each["theirs"], difference]
             table.append(
                 [*(bucket.get(name) for name in by), bucket.get("requests"), bucket.get("flagged"), *numbers, verdict]
             )
