@@ -6,10 +6,9 @@ Room: cli. Imports click, the upstream room and the ledger.
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -23,7 +22,7 @@ from usage_ledger.ledger.money import as_text
 from usage_ledger.ledger.reading import may_be_written, open_for_reading
 
 if TYPE_CHECKING:
-    from usage_ledger.upstream.reconcile import Bucket, Result
+    from usage_ledger.upstream.reconcile import Result
 
 _BY = ("day", "model", "key", "workspace")
 
@@ -102,6 +101,7 @@ def reconcile(
     """
     from usage_ledger.cli import settle
     from usage_ledger.ledger.closing import archived_before
+    from usage_ledger.upstream import results
     from usage_ledger.upstream.answers import BillError
     from usage_ledger.upstream.reconcile import reconcile as compare
 
@@ -111,38 +111,43 @@ def reconcile(
         raise click.UsageError("what --adjust does depends on what --apply does; try them one by one")
     end = until or now()
     try:
-        if applies or adjusts or proposals is not None:
-            how = settle.How(since, end, takes_open, note, reopen, dry_run)
-            if proposals is not None:
-                settle.propose(dbs, how, margin, proposals)
-            if applies:
-                settle.fill_in(dbs[0], how, margin, own_pricer(price_path, dbs[0]))
-            if adjusts:
-                settle.adjust(dbs[0], how)
+        how = settle.How(since, end, takes_open, note, reopen, dry_run)
+        if proposals is not None:
+            settle.propose(dbs, how, margin, proposals)
+        if applies:
+            settle.fill_in(dbs[0], how, margin, own_pricer(price_path, dbs[0]))
+        if adjusts:
+            settle.adjust(dbs[0], how)
         with open_for_reading(*dbs) as ledger:
             result = compare(ledger, since, end, by, tolerance, takes_open)
             archived = archived_before(ledger)
     except BillError as error:
         raise click.ClickException(str(error)) from error
-    told = _as_json(result)
+    told = results.as_json(result)
     if len(dbs) == 1 and not dry_run:
         _keep(dbs[0], result, json.dumps(told))
     code = int(result.left > 0)
     click.get_current_context().meta[FOUND] = code
     if form == "csv":
-        _write_csv(result, for_programs())
+        lines = csv.writer(for_programs(), lineterminator="\r\n")
+        lines.writerows([safe(cell) for cell in line] for line in results.lines(told, result.by))
     elif form == "json":
         for_programs().write(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     else:
         _write_table(result, for_people())
     if archived is not None and since < archived and len(dbs) == 1:
         click.echo(f"rows before {archived[:10]} are archived; name the archive with --db as well", err=True)
+    _tell_left_out(result)
+    return code
+
+
+def _tell_left_out(result: "Result") -> None:
+    """Say which days are in no bucket."""
     if result.days_not_billed:
         click.echo(f"{len(result.days_not_billed)} day(s) with rows have no bill; fetch it, or import it", err=True)
     for days, what in ((result.open_days, "still open"), (result.days_without_bill, "without a bill")):
         if days:
             click.echo(f"left out: {len(days)} day(s) {what}: {_days(days)}", err=True)
-    return code
 
 
 def _keep(db: Path, result: "Result", told: str) -> None:
@@ -159,61 +164,9 @@ def _days(days: list[str]) -> str:
     return ", ".join(days) if len(days) < 8 else f"{', '.join(days[:3])}, ... {days[-1]}"
 
 
-def _kinds(bucket: "Bucket") -> Iterator[dict[str, Any]]:
-    """What programs get of a bucket: one line for each kind of tokens that either side has."""
-    differences = bucket.differences()
-    for name, difference in differences.items():
-        if bucket.ours[name] or bucket.theirs[name] or difference:
-            yield {
-                "kind": name,
-                "ours": bucket.ours[name],
-                "theirs": bucket.theirs[name],
-                "difference": difference,
-                "requests": bucket.requests,
-                "flagged": bucket.flagged,
-                "verdict": str(bucket.verdict),
-            }
-
-
-def _write_csv(result: "Result", out: TextIO) -> None:
-    lines = csv.writer(out, lineterminator="\r\n")
-    lines.writerow((*result.by, "kind", "ours", "theirs", "difference", "requests", "flagged", "verdict"))
-    for bucket in result.buckets:
-        lines.writerows([safe(value) for value in (*bucket.keys, *kind.values())] for kind in _kinds(bucket))
-
-
-def _as_json(result: "Result") -> dict[str, Any]:
-    return {
-        "since": result.since,
-        "until": result.until,
-        "left": result.left,
-        "buckets": [
-            dict(zip(result.by, bucket.keys, strict=True))
-            | {"requests": bucket.requests, "flagged": bucket.flagged, "verdict": str(bucket.verdict)}
-            | {"kinds": [{name: kind[name] for name in _OF_KINDS} for kind in _kinds(bucket)]}
-            for bucket in result.buckets
-        ],
-        "money": [
-            {
-                "day": each.day,
-                "model": each.model,
-                "ours": as_text(each.ours),
-                "theirs": as_text(each.theirs),
-                "verdict": str(each.verdict),
-            }
-            for each in result.money
-        ],
-        "open_days": result.open_days,
-        "days_without_bill": result.days_without_bill,
-        "days_not_billed": result.days_not_billed,
-    }
-
-
-_OF_KINDS = ("kind", "ours", "theirs", "difference")
-
-
 def _write_table(result: "Result", out: TextIO) -> None:
-    from usage_ledger.upstream import kinds
+    from usage_ledger.upstream.kinds import short
+    from usage_ledger.upstream.results import kinds_of
     from usage_ledger.upstream.verdicts import MEANING, SETTLED, Verdict
 
     columns = [
@@ -235,12 +188,12 @@ def _write_table(result: "Result", out: TextIO) -> None:
         verdict = str(bucket.verdict)
         if bucket.verdict is Verdict.FLAGGED:
             verdict = f"ours short, {bucket.flagged:,} flagged"
-        for kind in _kinds(bucket):
+        for kind in kinds_of(bucket):
             if kind["difference"] or bucket.verdict in (Verdict.BATCH, Verdict.UNKNOWN):
                 if bucket.verdict not in SETTLED:
                     marked.append(len(lines))
                 numbers = [f"{kind[name]:,}" for name in ("ours", "theirs")]
-                name = kinds.short(kind["kind"])
+                name = short(kind["kind"])
                 lines.append([*keys, f"{bucket.requests:,}", name, *numbers, f"{kind['difference']:+,}", verdict])
     write_table(columns, lines, out, is_marked=lambda number: number in marked)
     for each in result.money:

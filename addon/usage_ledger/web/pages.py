@@ -29,6 +29,7 @@ from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.moments import format_moment
 from usage_ledger.ledger.reading import Reader, open_for_reading
 from usage_ledger.ledger.reconciliations import last_reconciliation
+from usage_ledger.upstream import results
 from usage_ledger.web import costs, reconciled, rows
 from usage_ledger.web.charts import Chart, charts_of, seen, shown
 
@@ -219,7 +220,7 @@ class Pages:
         tables: dict[str, object] = {}
         if found is not None and result is not None:
             tables = {
-                "lines": reconciled.shown(result, found["by"]),
+                "lines": reconciled.summed_up(result, found["by"]),
                 "prices": reconciled.prices(result),
                 "verdicts": reconciled.verdicts(result),
             }
@@ -232,7 +233,7 @@ class Pages:
             raise NotFound("the rows were not compared with the bill yet")
         if request.url_vars["form"] == "json":
             return Response.json(result)
-        return _as_csv(reconciled.lines(result, found["by"]))
+        return _as_csv([*results.lines(result, found["by"])])
 
 
 def _fault(exception: Exception) -> tuple[int, str]:

@@ -16,18 +16,7 @@ type Table = list[list[Any]]
 """Lines of cells, the headings first."""
 
 
-def lines(result: dict[str, Any], by: Sequence[str]) -> Table:
-    """Return the whole comparison: a line for each kind of tokens in each bucket."""
-    table: Table = [[*by, "kind", "ours", "theirs", "difference", "requests", "flagged", "verdict"]]
-    for bucket in result["buckets"]:
-        around = [bucket.get("requests"), bucket.get("flagged"), bucket.get("verdict")]
-        for kind in bucket["kinds"]:
-            told = [kind["kind"], kind["ours"], kind["theirs"], kind["difference"]]
-            table.append([*(bucket.get(name) for name in by), *told, *around])
-    return table
-
-
-def shown(result: dict[str, Any], by: Sequence[str]) -> Table:
+def summed_up(result: dict[str, Any], by: Sequence[str]) -> Table:
     """Return what a person looks at: a bucket that matches in one line, of others the kinds that differ."""
     table: Table = [[*by, "requests", "flagged", "kind", "ours", "upstream's", "difference", "verdict"]]
     for bucket in result["buckets"]:
