@@ -80,11 +80,25 @@ class Chart:
 
     def drawing(self) -> str:
         """Draw it as SVG, to stand in a page."""
-        is_ranking, most = (
-            self.kind == "ranking",
-            max((n or 0 for each in self.series.values() for n in each), default=0),
-        )
-        chart = _KINDS[self.kind](
+        is_ranking = self.kind == "ranking"
+        chart = self._empty(is_ranking)
+        order = -1 if is_ranking else 1  # pygal begins below
+        labels = [_short(label, _LABEL) for label in self.labels][::order]
+        chart.x_labels = labels
+        if not is_ranking:
+            chart.x_labels_major = labels[:: max(1, len(labels) // 6)]
+        for name, numbers in self.series.items():
+            chart.add(_short(name, _LEGENDS // self._legend_columns), numbers[::order])
+        tree = chart.render_tree()
+        for parent in tree.iter():
+            for script in [each for each in parent if str(each.tag).endswith("script")]:
+                parent.remove(script)  # what a pointer would need that we do not show
+        return ElementTree.tostring(tree, encoding="unicode")
+
+    def _empty(self, is_ranking: bool) -> pygal.Graph:
+        """Return a drawing of this kind and size, with nothing in it yet."""
+        most = max((number or 0 for each in self.series.values() for number in each), default=0)
+        return _KINDS[self.kind](
             style=_STYLE,
             js=[],
             disable_xml_declaration=True,
@@ -107,18 +121,6 @@ class Chart:
             dots_size=2,
             no_data_text="nothing",
         )
-        order = -1 if is_ranking else 1  # pygal begins below
-        labels = [_short(label, _LABEL) for label in self.labels][::order]
-        chart.x_labels = labels
-        if not is_ranking:
-            chart.x_labels_major = labels[:: max(1, len(labels) // 6)]
-        for name, numbers in self.series.items():
-            chart.add(_short(name, _LEGENDS // self._legend_columns), numbers[::order])
-        tree = chart.render_tree()
-        for parent in tree.iter():
-            for script in [each for each in parent if str(each.tag).endswith("script")]:
-                parent.remove(script)  # what a pointer would need that we do not show
-        return ElementTree.tostring(tree, encoding="unicode")
 
 
 _KINDS: dict[str, Callable[..., pygal.Graph]] = {
