@@ -23,14 +23,12 @@ from mitmproxy.io import FlowReader, FlowWriter
 from usage_ledger.flows.rows import record_id
 
 from scripts.fake_console import FakeConsole
-from scripts.real_proxy import ROOT, Proxy, replay, rows_of, settled_rows, wait_until
+from scripts.real_proxy import NOT_THE_CAPTURES, ROOT, Proxy, replay, rows_of, settled_rows, wait_until, without
 from scripts.sample_cases import CASES, FILES, Case, Client, Setup
 
 type Rows = list[dict[str, Any]]
 
 SAMPLES = ROOT / "data" / "flows"
-NOT_THE_CAPTURES = {"writer", "price_source"}
-"""Which versions of what wrote and priced a row is not the capture's to say."""
 ONLY_LIVE = {"origin", "time_to_first_token_ms", "completed_at", "duration_ms"}
 """What a live row and a replayed one tell differently."""
 
@@ -169,10 +167,6 @@ def rows_with_iterations(ledger: Path) -> Rows:
             if entries := [without(dict(entry), {"record_id"}) for entry in found]:
                 row["iterations"] = entries
     return rows
-
-
-def without(row: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in names}
 
 
 def faults(case: Case, lived: Rows, replayed: Rows) -> list[str]:

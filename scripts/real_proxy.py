@@ -183,6 +183,15 @@ def rows_of(ledger: Path, where: str = "true", values: Sequence[object] = ()) ->
         return [dict(row) for row in found]
 
 
+NOT_THE_CAPTURES = {"writer", "price_source"}
+"""Which versions of what wrote and priced a row is not its capture's to say."""
+
+
+def without(row: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return a row without some of its columns."""
+    return {name: value for name, value in row.items() if name not in names}
+
+
 def replay(capture: Path, ledger: Path, *arguments: str) -> str:
     """Read a capture with the addon (`mitmdump -nr`) and return the log."""
     with tempfile.TemporaryDirectory(prefix="mitmproxy-") as settings:

@@ -21,7 +21,7 @@ import anthropic
 
 from scripts.fake_admin import ADMIN_KEY, FakeAdmin
 from scripts.fake_console import FakeConsole, Served
-from scripts.real_proxy import Proxy, replay, rows_of, wait_until
+from scripts.real_proxy import NOT_THE_CAPTURES, Proxy, replay, rows_of, wait_until, without
 
 MODEL = "claude-sonnet-4-6"
 KEYS = {team: f"sk-ant-api03-{team}-demo-key-of-no-value-whatsoever-igAA" for team in ("R2D", "C3P", "BB8", "K2S")}
@@ -141,11 +141,7 @@ def save(capture: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         ledger = Path(name) / "usage.db"
         replay(capture, ledger)
-        # Which versions of what wrote and priced a row is not the capture's to say.
-        rows = [
-            {name: value for name, value in row.items() if name not in ("writer", "price_source")}
-            for row in rows_of(ledger)
-        ]
+        rows = [without(row, NOT_THE_CAPTURES) for row in rows_of(ledger)]
     (folder / "demo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     say(f"  saved in {folder}")
 

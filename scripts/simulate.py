@@ -14,27 +14,18 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-import msgspec
 import psycopg
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 
+from scripts.many_rows import RAW
 from scripts.real_postgres import Postgres, psql, query
 
 MODELS = ("claude-sonnet-4-6", "claude-opus-4-7", "claude-haiku-4-5")
-USAGE = {
-    "input_tokens": 12,
-    "cache_creation_input_tokens": 100,
-    "cache_read_input_tokens": 2000,
-    "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 0},
-    "output_tokens": 42,
-    "service_tier": "standard",
-}
 
 
 def records(pusher: int, count: int) -> Iterator[Record]:
     """Rows as they are in a proxy's ledger: two months of them, of a hundred accounts."""
-    raw = msgspec.json.encode(USAGE).decode()
     for number in range(count):
         date, second = f"2026-{10 + number % 2:02}-{1 + number % 28:02}", number % 86_400
         start = int(datetime.fromisoformat(f"{date}T00:00Z").timestamp() + second) * 1_000_000 + number % 1000 * 1000
@@ -66,7 +57,7 @@ def records(pusher: int, count: int) -> Iterator[Record]:
             duration_ms=2_500,
             time_to_first_token_ms=400,
             response_bytes=24_000,
-            usage_raw=raw,
+            usage_raw=RAW,
             metadata='{"user_agent":"claude-cli/2.1.0 (external, cli)"}',
             writer="0.1.0 abcdef",
         )
