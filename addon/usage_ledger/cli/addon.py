@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 import usage_ledger
+from usage_ledger.cli.options import without_ledger
 from usage_ledger.cli.output import for_programs
 
 
 @click.command()
-@click.option("--db", metavar="PATH", expose_value=False, help="Not needed here; every command takes it.")
+@without_ledger
 def addon() -> None:
     """Print the path of the addon, for mitmdump, mitmproxy and mitmweb to load.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from usage_ledger.cli.options import Moment, Words, with_ledger
+from usage_ledger.cli.options import Moment, with_ledger, with_note
 from usage_ledger.cli.output import for_people, progress, say
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.moments import short
@@ -16,7 +16,7 @@ from usage_ledger.ledger.moments import short
 @click.command()
 @with_ledger
 @click.option("--before", type=Moment(past=True), required=True, metavar="WHEN", help="Rows before this time (UTC).")
-@click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail.")
+@with_note
 @click.argument("target", metavar="PATH", type=click.Path(path_type=Path))
 def archive(db: Path, before: str, note: str, target: Path) -> None:
     """Move old rows, with their iterations and their trail, into a new ledger at PATH.

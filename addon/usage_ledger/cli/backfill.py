@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import click
 
 from usage_ledger.cli.changes import make_changes, open_to_change, with_reopen
-from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_prices
+from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_note, with_prices
 from usage_ledger.cli.output import for_people, on_one_line, say
 from usage_ledger.cli.spreadsheets import unguarded
 from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
@@ -93,7 +93,7 @@ _HELP = {
 @click.option("--request-id", type=Words(), help="by upstream's request id,")
 @click.option("--message-id", type=Words(), help="or by upstream's message id.")
 @_with_counts
-@click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail.")
+@with_note
 @click.option("--force", is_flag=True, help="Change rows too that are complete, or are not billed.")
 @with_prices
 @with_reopen

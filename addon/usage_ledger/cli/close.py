@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from usage_ledger.cli.options import Moment, Words, with_ledger
+from usage_ledger.cli.options import Moment, with_ledger, with_needed_note
 from usage_ledger.cli.output import for_people, say
 from usage_ledger.ledger.moments import short
 
@@ -15,7 +15,7 @@ from usage_ledger.ledger.moments import short
 @click.command()
 @with_ledger
 @click.option("--until", type=Moment(past=True), required=True, metavar="WHEN", help="Rows before this time (UTC).")
-@click.option("--note", type=Words(), required=True, metavar="TEXT", help="Why, for the trail.")
+@with_needed_note
 def close(db: Path, until: str, note: str) -> None:
     """Close the books: totals and the head of the trail become an entry of the trail.
 
@@ -30,8 +30,6 @@ def close(db: Path, until: str, note: str) -> None:
     from usage_ledger.ledger.closing import close_books
     from usage_ledger.ledger.editing import open_for_editing
 
-    if not note.strip():
-        raise click.UsageError("--note says why, and cannot be empty")
     with open_for_editing(db) as ledger:
         entry = close_books(ledger, until, note)
     out = for_people()

@@ -185,6 +185,31 @@ def with_filters[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+def with_note[**P, R](command: Callable[P, R]) -> Callable[P, R]:
+    """Add `--note`, which may be left out; the command gets `note`, a text."""
+    return click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail.")(command)
+
+
+def with_needed_note[**P, R](command: Callable[P, R]) -> Callable[P, R]:
+    """Add `--note`, without which the command does nothing."""
+    return click.option(
+        "--note", type=Words(), required=True, metavar="TEXT", callback=_not_blank, help="Why, for the trail."
+    )(command)
+
+
+def _not_blank(_context: click.Context, _parameter: click.Parameter, note: str) -> str:
+    if not note.strip():
+        raise click.UsageError("--note says why, and cannot be empty")
+    return note
+
+
+def without_ledger[**P, R](command: Callable[P, R]) -> Callable[P, R]:
+    """Add `--db` to a command that needs no ledger: every command takes it."""
+    return click.option("--db", metavar="PATH", expose_value=False, help="Not needed here; every command takes it.")(
+        command
+    )
+
+
 def with_prices[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     """Add `--prices`; the command gets `price_path`, for `own_pricer`."""
     return click.option(

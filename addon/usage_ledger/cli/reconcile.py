@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from usage_ledger.cli.changes import with_reopen
-from usage_ledger.cli.options import Moment, Names, Span, Words, own_pricer, with_ledgers, with_prices
+from usage_ledger.cli.options import Moment, Names, Span, own_pricer, with_ledgers, with_note, with_prices
 from usage_ledger.cli.output import FOUND, for_people, for_programs, say
 from usage_ledger.cli.spreadsheets import safe
 from usage_ledger.cli.table import Column, write_table
@@ -49,7 +49,7 @@ _BY = ("day", "model", "key", "workspace")
     "--proposals", type=click.Path(path_type=Path), metavar="FILE", help="List what several rows could explain."
 )
 @click.option("--adjust", "adjusts", is_flag=True, help="Close what is left with adjustments, which are no requests.")
-@click.option("--note", type=Words(), default="", metavar="TEXT", help="Why, for the trail.")
+@with_note
 @with_prices
 @with_reopen
 @click.option("--dry-run", is_flag=True, help="Only say what would be filled in and adjusted.")

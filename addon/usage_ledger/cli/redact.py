@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from usage_ledger.cli.options import with_filter
+from usage_ledger.cli.options import with_filter, without_ledger
 from usage_ledger.cli.output import Problems, for_people, on_one_line, progress, say
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @with_filter
-@click.option("--db", metavar="PATH", expose_value=False, help="Not needed here; every command takes it.")
+@without_ledger
 def redact(source: Path, target: Path, chosen: "RequestFilter | None") -> int:
     """Write a capture that can be shared: IN without its secrets, as the new file OUT.
 

@@ -19,6 +19,7 @@ from usage_ledger.cli.options import (
     with_filters,
     with_ledger,
     with_ledgers,
+    with_needed_note,
     with_prices,
 )
 from usage_ledger.cli.output import for_people, on_one_line, say
@@ -156,7 +157,7 @@ def _known_upstream(fields: dict[str, Any]) -> str:
 @with_ledger
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=Words())
 @with_filters
-@click.option("--note", type=Words(), required=True, metavar="TEXT", help="Why, for the trail.")
+@with_needed_note
 @with_reopen
 @click.option("--dry-run", is_flag=True, help="Only say which rows.")
 def accept(db: Path, ids: tuple[str, ...], note: str, reopen: bool, dry_run: bool, **filters: Any) -> None:
@@ -172,8 +173,6 @@ def accept(db: Path, ids: tuple[str, ...], note: str, reopen: bool, dry_run: boo
     chosen = filters_from(filters)
     if bool(ids) == (chosen != Filters()):
         raise click.UsageError("give ids, or filters (--flagged for all), and not both")
-    if not note.strip():
-        raise click.UsageError("--note says why, and cannot be empty")
     accepted = []
     with open_to_change(db, dry_run) as ledger:
         if not ids:
@@ -210,7 +209,7 @@ def _acceptances(ledger: Reader, ids: tuple[str, ...], chosen: Filters, note: st
 @review.command()
 @with_ledger
 @click.argument("id_", metavar="ID", type=Words())
-@click.option("--note", type=Words(), required=True, metavar="TEXT", help="Why, for the trail.")
+@with_needed_note
 @with_prices
 @with_reopen
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
@@ -229,8 +228,6 @@ def adopt(db: Path, id_: str, note: str, price_path: str | None, reopen: bool, d
     from usage_ledger.ledger.entries import entries_by
     from usage_ledger.ledger.record import fields_of
 
-    if not note.strip():
-        raise click.UsageError("--note says why, and cannot be empty")
     pricer = own_pricer(price_path, db)
     with open_to_change(db, dry_run) as ledger:
         found = entries_by(ledger, "id", [id_])
