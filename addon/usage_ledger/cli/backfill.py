@@ -1,23 +1,21 @@
 """`usage-ledger backfill`: what upstream billed, for rows whose usage it did not tell.
 
 Room: cli. Imports click, the prices room and the ledger. Promises that it is all or nothing, that every bad line is
-told with its number, and that doing it twice changes nothing.
+told, and that doing it twice changes nothing.
 """
 
-import csv
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from usage_ledger.cli.backfill_file import KEYS, Line, LineError, read
 from usage_ledger.cli.changes import make_changes, open_to_change, with_reopen
 from usage_ledger.cli.options import Words, own_pricer, with_ledger, with_note, with_prices
 from usage_ledger.cli.output import for_people, on_one_line, say
-from usage_ledger.cli.spreadsheets import unguarded
-from usage_ledger.ledger.columns import COLUMNS, COUNT_COLUMNS
+from usage_ledger.ledger.columns import COUNT_COLUMNS
 from usage_ledger.ledger.money import as_amount, as_text
 from usage_ledger.ledger.reading import Reader
 
@@ -26,32 +24,7 @@ if TYPE_CHECKING:
     from usage_ledger.ledger.record import Entry
     from usage_ledger.prices.pricer import Pricer
 
-KEYS = ("id", "request_id", "message_id")
-"""What a line finds its row by: the first of these that it has."""
-
-_COMPARED = (
-    *("occurred_at", "completed_at", "usage_state", "requires_manual_review", "review_reason", "metadata"),
-    *("total_cost", "usage_raw", "response_bytes"),
-)
-"""Columns of an export in which a row may not have changed since; the counts are for the person to change."""
-
 BAD_LINES_SHOWN = 20
-
-
-@dataclass
-class _Line:
-    """One line of a file, or what the options say: which row, and which counts.
-
-    `keys` are the names that it calls its row by, the one that finds it first; `exported` is what an export said of the
-    row. What `confirms` is said of this one row as it is now: it settles it also where the counts are those it has.
-    """
-
-    place: str
-    keys: dict[str, str]
-    counts: dict[str, int]
-    note: str
-    exported: dict[str, str]
-    confirms: bool = False
 
 
 class _Permits(NamedTuple):
@@ -59,10 +32,6 @@ class _Permits(NamedTuple):
 
     force: bool
     closed_until: str | None
-
-
-class _LineError(Exception):
-    """A line that cannot be used."""
 
 
 def _with_counts[**P, R](command: Callable[P, R]) -> Callable[P, R]:
@@ -134,12 +103,12 @@ def backfill(
     if file is not None:
         if given or keys:
             raise click.UsageError("give a FILE, or a row and its counts, and not both")
-        lines, bad = _read(file, note)
+        lines, bad = read(file, note)
     else:
         if len(keys) != 1 or not given:
             raise click.UsageError("give a FILE, or one of --id, --request-id and --message-id with counts")
         ((key, value),) = keys.items()
-        lines, bad = [_Line(f"{key} {value}", keys, given, note, {}, confirms=True)], []
+        lines, bad = [Line(f"{key} {value}", keys, given, note, {}, confirms=True)], []
     with open_to_change(db, dry_run) as ledger:
         permits = _Permits(force, None if reopen else closing.closed_until(ledger))
         changes, more_bad = _changes(lines, ledger, own_pricer(price_path, db), permits)
@@ -161,84 +130,8 @@ def _refuse(bad: list[str]) -> None:
     raise click.ClickException(f"{len(bad)} lines cannot be used, so no row is changed")
 
 
-# The file.
-
-
-def _read(path: Path, note: str) -> tuple[list[_Line], list[str]]:
-    """Read a CSV file; return its lines, and what is wrong with those that cannot be read."""
-    lines: list[_Line] = []
-    bad: list[str] = []
-    csv.field_size_limit(16 * 1024 * 1024)  # an export has upstream's usage as it came
-    with _opened(path) as file:
-        rows = csv.DictReader(file, strict=True)
-        try:
-            _check_header(path, rows.fieldnames or [])
-            for row in rows:
-                if not any(row.values()):
-                    continue  # what spreadsheets leave at the end
-                place = f"{path}:{rows.line_num}"
-                try:
-                    lines.append(_line(place, row, note))
-                except _LineError as error:
-                    bad.append(f"{place}: {error}")
-        except UnicodeDecodeError as error:
-            bad.append(f"{path}: after line {rows.line_num}: it is not UTF-8 text: {error}")
-        except csv.Error as error:
-            bad.append(f"{path}: after line {rows.line_num}: it is not CSV: {error}")
-    return lines, bad
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        return path.open(encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise click.ClickException(f"cannot read {path}: {error.strerror}") from error
-
-
-def _check_header(path: Path, names: Any) -> None:
-    known = {*COLUMNS, "note"}
-    for name in names:
-        if name not in known and ";" in name:
-            raise click.ClickException(f"{path}: its cells are separated by semicolons; save it with commas")
-        if name not in known:
-            raise click.ClickException(f"{path}: unknown column {name!r}; there are those of an export, and note")
-    if len(set(names)) < len(names):
-        raise click.ClickException(f"{path}: a column is there twice")
-    if not set(names) & set(KEYS) or not set(names) & set(COUNT_COLUMNS):
-        raise click.ClickException(
-            f"{path}: it has no column of {', '.join(KEYS)}, or none of counts like input_tokens"
-        )
-
-
-def _line(place: str, row: Mapping[str | None, Any], note: str) -> _Line:
-    if None in row or None in row.values():
-        raise _LineError("it has more or fewer cells than the header")
-    keys = {name: unguarded(row[name]) for name in KEYS if row.get(name)}
-    if not keys:
-        raise _LineError(f"it says no row; give its {', '.join(KEYS[:-1])} or {KEYS[-1]}")
-    return _Line(
-        place,
-        keys,
-        {name: _count(name, row[name]) for name in COUNT_COLUMNS if row.get(name, "").strip()},
-        unguarded(row.get("note") or "") or note,
-        {name: unguarded(row[name]) for name in _COMPARED if name in row},
-    )
-
-
-def _count(name: str, cell: str) -> int:
-    text = cell.strip()
-    if not text.isascii() or not text.isdigit():
-        raise _LineError(f"{name} is {text!r}, which is no whole number from 0 on")
-    if len(text.lstrip("0")) > 18:
-        raise _LineError(f"{name} is {text[:30]}, which is no count")
-    return int(text)
-
-
-# The rows.
-
-
 def _changes(
-    lines: list[_Line], ledger: Reader, pricer: "Pricer", permits: _Permits
+    lines: list[Line], ledger: Reader, pricer: "Pricer", permits: _Permits
 ) -> tuple[list["Change"], list[str]]:
     """Return the changes that the lines make, and what is wrong with those that cannot be used."""
     from usage_ledger.ledger.entries import entries_by
@@ -255,30 +148,30 @@ def _changes(
         try:
             entry = _row(line, found.get(next(iter(line.keys.items())), []))
             if entry.record.id in seen:
-                raise _LineError("an earlier line is about the same row")
+                raise LineError("an earlier line is about the same row")
             seen.add(entry.record.id)
             change = _change(line, entry, pricer, permits)
-        except _LineError as error:
+        except LineError as error:
             bad.append(f"{line.place}: {error}")
         else:
             changes += [] if change is None else [change]
     return changes, bad
 
 
-def _row(line: _Line, entries: list["Entry"]) -> "Entry":
+def _row(line: Line, entries: list["Entry"]) -> "Entry":
     """Return the one row that a line is about."""
     key, value = next(iter(line.keys.items()))
     if not entries:
-        raise _LineError(f"there is no row with the {key} {value}")
+        raise LineError(f"there is no row with the {key} {value}")
     if len(entries) > 1:
-        raise _LineError(f"{len(entries)} rows have the {key} {value}; say which by its id")
+        raise LineError(f"{len(entries)} rows have the {key} {value}; say which by its id")
     for name, said in line.keys.items():
         if said != getattr(entries[0].record, name):
-            raise _LineError(f"the row with the {key} {value} does not have the {name} {said}")
+            raise LineError(f"the row with the {key} {value} does not have the {name} {said}")
     return entries[0]
 
 
-def _change(line: _Line, entry: "Entry", pricer: "Pricer", permits: _Permits) -> "Change | None":
+def _change(line: Line, entry: "Entry", pricer: "Pricer", permits: _Permits) -> "Change | None":
     """Return what a line changes; None where the row is what the line says already."""
     from usage_ledger.ledger import closing, corrections
 
@@ -286,23 +179,23 @@ def _change(line: _Line, entry: "Entry", pricer: "Pricer", permits: _Permits) ->
     try:
         counts = corrections.with_counts(record, line.counts)
     except ValueError as error:
-        raise _LineError(str(error)) from error
+        raise LineError(str(error)) from error
     is_so = all(getattr(record, name) == count for name, count in counts.items())
     if is_so and not (line.confirms and record.requires_manual_review):
         return None
     for name, cell in line.exported.items():
         now = getattr(record, name)
         if not _is_same(name, cell, now):
-            raise _LineError(f"the row has changed since it was exported: {name} is {now} now")
+            raise LineError(f"the row has changed since it was exported: {name} is {now} now")
     if record.usage_state == "pending":
-        raise _LineError("the request is still in flight")
+        raise LineError("the request is still in flight")
     if permits.closed_until is not None and record.occurred_at < permits.closed_until:
-        raise _LineError(f"the row is of {closing.describe(permits.closed_until)}; --reopen changes it all the same")
+        raise LineError(f"the row is of {closing.describe(permits.closed_until)}; --reopen changes it all the same")
     settled = record.usage_state in ("complete", "none") and not record.requires_manual_review
     if settled and not corrections.is_corrected(record) and not permits.force:
-        raise _LineError(f"the row is {record.usage_state} as upstream told it; --force changes it all the same")
+        raise LineError(f"the row is {record.usage_state} as upstream told it; --force changes it all the same")
     if corrections.is_corrected(record) and not permits.force and not line.confirms and "metadata" not in line.exported:
-        raise _LineError(
+        raise LineError(
             "the row was corrected by hand before, and without an export's metadata column nothing says that the file "
             "knows of it; --force changes it all the same"
         )
