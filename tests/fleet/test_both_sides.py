@@ -436,6 +436,40 @@ def test_what_sql_changes_in_an_iteration_alone_reaches_the_books_and_the_desk(
     assert sql(desk, "SELECT total_cost FROM usage_iterations") == [("0.5",)]
 
 
+@pytest.mark.parametrize(
+    ("statement", "left"),
+    [
+        ("DELETE FROM usage_iterations", 0),
+        (
+            "INSERT INTO usage_iterations (record_id, position, input_tokens, output_tokens, "
+            "cache_creation_input_tokens, cache_creation_5m_input_tokens, cache_creation_1h_input_tokens, "
+            "cache_read_input_tokens) SELECT id, 1, 0, 0, 0, 0, 0, 0 FROM usage_records",
+            2,
+        ),
+    ],
+    ids=["taken away", "added"],
+)
+def test_iterations_that_sql_has_added_or_taken_away_reach_the_books(
+    proxy: Path, dsn: str, run: Run, statement: str, left: int
+) -> None:
+    iterated(proxy)
+    run("push", dsn, "--db", proxy)
+    sql(proxy, statement)
+    run("push", dsn, "--db", proxy)
+    assert len(costs_of_iterations(dsn)) == left
+
+
+def test_an_edit_from_true_to_1_is_an_edit(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
+    """To Python they are the same, and to PostgreSQL they are not."""
+    fill(proxy, record(1, metadata='{"odd":true}'))
+    run("push", dsn, "--db", proxy)
+    run("pull", dsn, "--db", desk)
+    query(dsn, """UPDATE usage_records SET metadata = '{"odd": 1}'""")
+    run("pull", dsn, "--db", desk)
+    ((metadata,),) = sql(desk, "SELECT metadata FROM usage_records")
+    assert json.loads(metadata)["odd"] is not True
+
+
 def test_an_iteration_that_was_changed_on_both_sides_is_a_conflict(proxy: Path, desk: Path, dsn: str, run: Run) -> None:
     iterated(proxy)
     run("push", dsn, "--db", proxy, "--source", "web-1")

@@ -46,7 +46,9 @@ def test_a_ledger_that_was_restored_takes_no_correction_back(tmp_path: Path, dsn
     run("backfill", "--id", record(1).id, *counts, "--db", ledger)
     run("push", dsn, "--db", ledger, "--source", "web")
     done = run("push", dsn, "--db", backup, "--source", "web", code=2)
-    assert "restored from a backup, or is a copy; push it with --as-new, and then pull what it lacks" in done.stderr
+    assert (
+        "restored from a backup, or is a copy; push it with --as-new (a copy with a --source of its own)" in done.stderr
+    )
     fill(backup, record(3))
     run("push", dsn, "--db", backup, "--source", "web", "--as-new")
     run("pull", dsn, "--db", backup)

@@ -176,6 +176,24 @@ def test_follow_pushes_what_comes(ledger: Path, dsn: str) -> None:
     assert process.wait(20) == 143
 
 
+def test_follow_begins_from_the_start_where_its_books_are_made_anew(ledger: Path, dsn: str) -> None:
+    """Who follows is not in its own way."""
+    query(dsn, "CREATE SCHEMA books")
+    books = psycopg.conninfo.make_conninfo(dsn, options="-csearch_path=books")
+    fill(ledger, record(1))
+    process = subprocess.Popen(
+        command("push", books, "--db", ledger, "--follow", "--interval", "1s"), stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: query(books, "SELECT to_regclass('usage_records')")[0][0] and stored(books, "id"))
+        query(dsn, "DROP SCHEMA books CASCADE; CREATE SCHEMA books")
+        fill(ledger, record(2))
+        wait_until(lambda: query(books, "SELECT to_regclass('usage_records')")[0][0] and len(stored(books, "id")) == 2)
+    finally:
+        process.terminate()
+    assert process.wait(20) == 143
+
+
 def test_a_ledger_that_is_followed_into_one_set_of_books_goes_to_no_other(
     ledger: Path, postgres: Postgres, dsn: str, run: Run
 ) -> None:

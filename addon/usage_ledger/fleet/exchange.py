@@ -14,7 +14,10 @@ from usage_ledger.ledger.outbox import Outbox, Pushes
 
 _LOCK = "hashtextextended(%s, 7305804402131268210)"
 
-_RESTORED = "the ledger was restored from a backup, or is a copy; push it with --as-new, and then pull what it lacks"
+_RESTORED = (
+    "the ledger was restored from a backup, or is a copy; push it with --as-new (a copy with a --source of its own), "
+    "and then pull what it lacks"
+)
 
 
 def begin(

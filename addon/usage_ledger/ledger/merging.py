@@ -250,10 +250,21 @@ def _plain(record: Record) -> dict[str, Any]:
     fields = fields_of(record, COLUMNS)
     for name in JSON_COLUMNS:
         with contextlib.suppress(ValueError, RecursionError):
-            fields[name] = None if fields[name] is None else decoded(fields[name])
+            fields[name] = None if fields[name] is None else _told_apart(decoded(fields[name]))
     if isinstance(fields["metadata"], dict):
         fields["metadata"].pop(CORRECTED_AT, None)  # two who typed the same correction agree
     return fields
+
+
+def _told_apart(value: Any) -> Any:
+    """Return a value of JSON whose booleans are no numbers: to Python, true is 1."""
+    if isinstance(value, bool):
+        return (value,)
+    if isinstance(value, list):
+        return [_told_apart(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _told_apart(each) for name, each in value.items()}
+    return value
 
 
 def decoded(text: str) -> Any:

@@ -147,13 +147,13 @@ class Outbox:
         """Begin to exchange rows with these books (a UUID), where so much was pushed from this ledger (`there`).
 
         Others than before get everything from the start. `follower` is the mark (`presence`) of who goes on doing so;
-        raises `LedgerError` where one with other books lives.
+        raises `LedgerError` where another one, with other books, lives.
         """
         self._books = books
         is_other = self.state("books") != books
         if is_other or (follower is not None and not self._is_followed()):
             with self.editor.transaction():
-                if is_other and self._is_followed():
+                if is_other and self.state("follower") != follower and self._is_followed():
                     raise LedgerError(
                         "a push --follow of this ledger to other books is running, and it has one set; end that one"
                     )
@@ -163,7 +163,7 @@ class Outbox:
                     self._set_state("books", books)
                 if follower is not None:
                     self._set_state("follower", follower)
-        if not self.editor.has_table("fleet_outbox_iteration"):  # the last of its triggers
+        if not self.editor.has_table("fleet_outbox_iteration_gone"):  # the last of its triggers
             with self.editor.transaction():
                 self._watch()
 
@@ -277,7 +277,13 @@ class Outbox:
                 "UPDATE ON usage_records WHEN new.usage_state <> 'pending'",
                 "new.id, old.usage_state = 'pending'",
             ),
-            ("iteration", "UPDATE ON usage_iterations", "new.record_id, 0"),
+            ("iteration_came", "INSERT ON usage_iterations", "new.record_id, 0"),
+            ("iteration_changed", "UPDATE ON usage_iterations", "new.record_id, 0"),
+            (
+                "iteration_gone",  # and not into an archive, with its row
+                "DELETE ON usage_iterations WHEN old.record_id NOT IN (SELECT record_id FROM usage_archived)",
+                "old.record_id, 0",
+            ),
         ):
             self._connection.execute(
                 f"""
