@@ -336,6 +336,13 @@ def test_a_known_client_keeps_its_name(agent: str) -> None:
     assert flow.request.headers["user-agent"] == f"{agent} ({'x' * 12})"
 
 
+def test_an_address_is_no_version() -> None:
+    flow = sample()
+    flow.request.headers["user-agent"] = "Chrome/120.0.0.1 0.4.9 10.20.30.40"
+    redact(flow)
+    assert flow.request.headers["user-agent"] == f"Chrome/120.0.0.1 0.4.9 {'x' * 11}"
+
+
 @pytest.mark.parametrize("name", ["anthropic-ratelimit-jane", "x-stainless-jane", "anthropic-ratelimit-input-janes"])
 def test_nor_does_the_name_of_a_header_that_nobody_knows(name: str) -> None:
     flow = sample()

@@ -155,6 +155,39 @@ def test_a_partial_row_takes_a_larger_lower_bound(books: Books, old: int, new: i
 @pytest.mark.parametrize(
     ("old", "new", "replaced"),
     [
+        ({"http_status": None}, {"http_status": 200}, True),
+        ({"http_status": 200}, {"http_status": None}, False),
+        ({"http_status": 200}, {"http_status": 200}, False),
+        ({"review_reason": "body_not_captured", "http_status": 200}, {"http_status": 200}, True),
+        ({"http_status": 200}, {"review_reason": "body_not_captured", "http_status": 200}, False),
+        ({"http_status": None, "metadata": '{"_accepted":true}'}, {"http_status": 200}, False),
+        ({"http_status": None, "metadata": '{"_manually_updated":true}'}, {"http_status": 200}, False),
+    ],
+)
+def test_a_missing_row_takes_a_response_or_a_body_that_was_not_known_of(
+    books: Books, old: dict[str, Any], new: dict[str, Any], replaced: bool
+) -> None:
+    books.write(record(**{"usage_state": "missing", "review_reason": "no_usage_data", "stop_reason": "old", **old}))
+    books.write(record(**{"usage_state": "missing", "review_reason": "no_usage_data", "stop_reason": "new", **new}))
+    assert (books.row()["stop_reason"] == "new") is replaced
+
+
+def test_filler_goes_also_where_the_real_one_tells_nothing(books: Books) -> None:
+    """A HAR has no tag."""
+    books.write(record(usage_state="complete", tag="xxxx", session_id="xxx", metadata='{"_redacted":true}'))
+    books.write(record(usage_state="complete", session_id="of mine"))
+    assert (books.row()["tag"], books.row()["session_id"]) == (None, "of mine")
+
+
+def test_a_tag_of_the_same_letters_as_filler_stays(books: Books) -> None:
+    books.write(record(usage_state="partial", tag="xx"))
+    books.write(record(usage_state="complete"))
+    assert books.row()["tag"] == "xx"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "replaced"),
+    [
         ({}, {}, True),
         ({"usage_state": "complete"}, {"usage_state": "missing"}, False),
         ({"total_tokens": 8}, {"total_tokens": 7}, False),
@@ -394,6 +427,29 @@ def test_so_have_those_of_constant_ids_that_were_under_way_together_with_other_u
         usage = f'{{"output_tokens":{n}}}'
         books.write(record(id=f"har-{n}", usage_state="complete", usage_raw=usage, **ids, **times), identify=True)
     assert len(books.rows()) == 3
+
+
+@pytest.mark.parametrize(
+    ("row_id", "found"), [("0661057e494c0-ofahar", True), ("0661057e494c0-another", False)], ids=["har", "capture"]
+)
+def test_a_capture_finds_the_row_that_a_har_has_made_at_another_time(books: Books, row_id: str, found: bool) -> None:
+    """Of other captures it knows its own flows apart, also where a relay calls each the same."""
+    ids = {"request_id": "req_1", "message_id": "msg_1", "usage_state": "complete", "origin": "replay"}
+    ended = "2026-11-01T08:00:01.000Z"
+    books.write(record(id=row_id, completed_at=ended, **ids), identify=True)
+    for _ in range(2):
+        later = record(id=f"{START:x}-flow", occurred_at="2026-11-01T08:00:00.007Z", completed_at=ended, **ids)
+        books.write(later, alias=f"{START:013x}-ofahar")
+    assert len(books.rows()) == (1 if found else 2)
+
+
+def test_of_rows_under_way_together_the_one_of_the_same_usage_is_found(books: Books) -> None:
+    ids = {"request_id": "req_1", "message_id": "msg_1", "completed_at": "2026-11-01T08:00:05.000Z"}
+    books.write(record(id="a", usage_state="partial", **ids))
+    usage = {"usage_state": "complete", "usage_raw": '{"output_tokens":2}', **ids}
+    books.write(record(id="b", occurred_at="2026-11-01T08:00:00.100Z", **usage))
+    books.write(record(id="har", occurred_at="2026-11-01T08:00:00.200Z", **usage), identify=True)
+    assert [row["usage_state"] for row in books.rows()] == ["partial", "complete"]
 
 
 def test_reading_the_same_har_again_adds_no_row(books: Books) -> None:

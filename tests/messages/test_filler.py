@@ -109,6 +109,10 @@ FILLED = [
         b'{"system": [{"category": "cancer", "cache_control": {"type": "ephemeral", "ttl": "1h", "media_type": "a"}}]}',
         b'{"system": [{"category": "xxxxxx", "cache_control": {"type": "ephemeral", "ttl": "1h", "media_type": "x"}}]}',
     ),
+    (
+        b'{"content": [{"type": "text", "model": "m", "temperature": 42}], "tools": [{"model": "m"}], "model": "m"}',
+        b'{"content": [{"type": "text", "model": "x", "temperature": 11}], "tools": [{"model": "m"}], "model": "m"}',
+    ),
     # Numbers are kept under the names of settings.
     (b'{"index": 23, "status": 529, "content": [42]}', b'{"index": 23, "status": 111, "content": [11]}'),
     # Empty is not the same as filled, nor is blank.

@@ -470,6 +470,30 @@ def test_a_flow_that_was_saved_in_flight_settles_no_row_that_its_proxy_may_yet_s
     assert (row["usage_state"], row["review_reason"]) == ("missing", "no_response")
 
 
+def test_nor_does_one_whose_response_has_only_begun(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
+) -> None:
+    """As an error whose body is slow: its end is the proxy's to tell."""
+    capture = tmp_path / "capture.mitm"
+    proxy = start_proxy("-w", str(capture))
+    ask(proxy, "rate_limited")
+    with closing(sqlite3.connect(proxy.ledger)) as ledger, ledger:
+        ledger.execute("UPDATE usage_records SET usage_state = 'pending'")
+    with capture.open("rb") as file:
+        (flow,) = FlowReader(file).stream()
+    assert isinstance(flow, http.HTTPFlow)
+    assert flow.response is not None
+    flow.response.timestamp_end = None
+    flow.response.raw_content = None
+    flow.metadata.clear()
+    saved = tmp_path / "in-flight.mitm"
+    with saved.open("wb") as file:
+        FlowWriter(file).add(flow)
+    before = rows_of(proxy.ledger)
+    replay(saved, proxy.ledger)
+    assert rows_of(proxy.ledger) == before
+
+
 @pytest.mark.parametrize("encoding", ["", "gzip", "br", "zstd", "deflate"])
 def test_bodies_that_broke_off_are_kept_in_captures_and_in_hars(
     tmp_path: Path,

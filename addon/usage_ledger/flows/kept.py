@@ -45,7 +45,8 @@ Mozilla AppleWebKit Chrome Safari Firefox Gecko Edg Electron ai-sdk ai anthropic
 """
 _LANGUAGES = "Python|JS|TypeScript|Go|Java|Kotlin|Ruby|PHP|C#|CSharp"
 _AGENT = (
-    rf"(?:{'|'.join(_PRODUCTS.split())})(?:/(?:{_LANGUAGES}|{_VERSION}))?|{_VERSION}"
+    rf"(?:{'|'.join(_PRODUCTS.split())})(?:/(?:{_LANGUAGES}|{_VERSION}))?"
+    rf"|v?[0-9]{{1,6}}(?:\.[0-9]{{1,6}}){{0,2}}"  # no address
     r"|external|internal|cli|sdk-cli|sdk-ts|sdk-py|claude-vscode|vscode|agent-sdk/[0-9.]{1,16}"
 )
 

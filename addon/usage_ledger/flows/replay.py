@@ -163,8 +163,9 @@ def _ending(http_flow: http.HTTPFlow, facts: dict[str, object], from_har: bool) 
 
 def has_ended(http_flow: http.HTTPFlow) -> bool:
     """Whether a capture tells that the exchange is over. What was saved in flight may have come to any end since."""
-    is_noted_end = isinstance(noted(http_flow).get("ending"), str)
-    return is_noted_end or _response(http_flow) is not None or http_flow.error is not None
+    response = _response(http_flow)
+    is_over = response is not None and response.timestamp_end is not None
+    return is_over or isinstance(noted(http_flow).get("ending"), str) or http_flow.error is not None
 
 
 def client_left(message: str) -> bool:

@@ -4,8 +4,8 @@ Room: ledger. Imports its neighbours in this room. One statement a batch crosses
 lock is given up once and the proxy's event loop is not disturbed per row. Values of records are bound one by one, which
 takes a third of the time of one JSON text that SQLite takes apart. Promises that a row is never replaced by a
 worse one: corrected > complete > none > partial > missing > pending, and that a row of the same worth changes nothing
-(but a partial row takes a larger lower bound, a pending row what its own writer has learnt since, and one that was made
-of a redacted capture the real one).
+(but a partial row takes a larger lower bound, a pending row what its own writer has learnt since, a missing one a
+response or a body that was not known of, and one that was made of a redacted capture the real one).
 """
 
 import sqlite3
@@ -42,20 +42,25 @@ _WHO = frozenset({"account_id", "api_key_hint", "credential_kind", "session_id",
 """What a redacted capture has filler for, at least in part."""
 
 
-def _improved(name: str) -> str:
-    return f"coalesce({_NEW}.{name}, {_OLD}.{name})" if name in _KEPT else f"{_NEW}.{name}"
-
-
-def _unless_filler(name: str) -> str:
-    return f"CASE WHEN trim({_NEW}.{name}, 'x') = '' THEN {_OLD}.{name} ELSE {_improved(name)} END"
-
-
 def _told(row: str, name: str) -> str:
     """SQL for a field of a row's metadata, which another program may have broken."""
     return f"CASE WHEN json_valid({row}.metadata) THEN json_extract({row}.metadata, '$.{name}') END"
 
 
 _IS_FILLER = f"({_told(_OLD, '_redacted')} IS 1)"
+
+
+def _improved(name: str) -> str:
+    if name not in _KEPT:
+        return f"{_NEW}.{name}"
+    known = f"CASE WHEN trim({_OLD}.{name}, 'x') = '' AND {_IS_FILLER} THEN NULL ELSE {_OLD}.{name} END"
+    return f"coalesce({_NEW}.{name}, {known})"
+
+
+def _unless_filler(name: str) -> str:
+    return f"CASE WHEN trim({_NEW}.{name}, 'x') = '' THEN {_OLD}.{name} ELSE {_improved(name)} END"
+
+
 _METADATA_BY_REDACTED = f"""
     CASE WHEN {_IS_FILLER} OR NOT json_valid({_OLD}.metadata) THEN {_NEW}.metadata ELSE json_patch(
         json_remove({_NEW}.metadata, '$._redacted'),
@@ -80,6 +85,9 @@ _BETTER = f"""
             AND {_NEW}.total_tokens > {_OLD}.total_tokens)
         OR ({_NEW}.usage_state = 'pending' AND {_OLD}.usage_state = 'pending'
             AND {_OLD}.writer = {_NEW}.writer AND ({_NEW}.usage_raw IS NOT NULL OR {_OLD}.usage_raw IS NULL))
+        OR ({_NEW}.usage_state = 'missing' AND {_OLD}.usage_state = 'missing' AND {_told(_OLD, "_accepted")} IS NOT 1
+            AND ({_OLD}.http_status IS NULL AND {_NEW}.http_status IS NOT NULL
+                OR {_OLD}.review_reason = 'body_not_captured' AND {_NEW}.review_reason <> 'body_not_captured'))
         OR ({_IS_FILLER} AND json_extract({_NEW}.metadata, '$._redacted') IS NOT 1
             AND {_rank(_NEW)} >= {_rank(_OLD)} AND {_NEW}.total_tokens >= {_OLD}.total_tokens
             AND {_told(_OLD, "_accepted")} IS NOT 1)
@@ -198,10 +206,12 @@ FIND_ELSEWHERE = f"""
     SELECT id FROM (SELECT * FROM usage_records WHERE request_id = ?1 LIMIT {_SHARED_BY_MANY})
     WHERE message_id = ?2 AND occurred_at <> ?3 AND occurred_at <= ?4 AND coalesce(completed_at, ?3) >= ?3
         AND (usage_state <> 'complete' OR ?5 <> 'complete' OR usage_raw IS ?6)
-    ORDER BY occurred_at LIMIT 1
+        AND (?7 IS NULL OR substr(id, 14) = ?7)
+    ORDER BY usage_raw IS ?6 DESC, occurred_at LIMIT 1
 """
 """The row of a request that was seen at another place, and so at another time, while it was under way here, with the
-same usage: some relays call each request and each message the same."""
+same usage: some relays call each request and each message the same. A capture knows its own flows apart, so it takes a
+row alone that ends as those of a HAR do which told of these ids."""
 
 
 def ids_told(entry: Entry) -> tuple[str | None, str | None]:
@@ -238,9 +248,10 @@ def finding(entry: Entry) -> Iterator[tuple[str, tuple[Any, ...]]]:
     if entry.identify or any(ids):
         where = (record.host, record.path, entry.redacted)
         yield FIND_BY_START, (record.occurred_at, *started(entry), *ids, entry.identify, *where)
-    if entry.identify and all(ids):
+    if all(ids):
         under_way = record.occurred_at, record.completed_at or record.occurred_at
-        yield FIND_ELSEWHERE, (*ids, *under_way, record.usage_state, record.usage_raw)
+        of_har = None if entry.alias is None else entry.alias[13:]
+        yield FIND_ELSEWHERE, (*ids, *under_way, record.usage_state, record.usage_raw, of_har)
     if entry.identify:
         yield FIND_BY_ID, (record.id,)
 

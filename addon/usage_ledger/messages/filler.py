@@ -66,6 +66,7 @@ _STAND_IN: dict[str, frozenset[str]] = {
     "service_tier": frozenset({"", "message"}),
     "inference_geo": frozenset({"", "message"}),
     "speed": frozenset({"", "message", "fallbacks"}),
+    "model": frozenset({"", "message", "tools", "fallbacks", "fallback_credit", "from", "to"}),
 }
 """Labels that stand in some objects alone, by the names of these ("" is the whole); elsewhere they are a caller's."""
 
@@ -266,7 +267,7 @@ def _fill_json(body: bytes, root: _Zone, words: frozenset[bytes], usage: _Zone) 
                 if text not in words and not _is_label(name, _decoded(text), inner, zone, owner):
                     out[slice(*token.span(1))] = _filled(text)
             elif bare not in words:
-                out[slice(*token.span(3))] = _filled_bare(bare, name, inner)
+                out[slice(*token.span(3))] = _filled_bare(bare, name, inner, owner)
             # A value has ended. Another one under the same name is no JSON, and so not what the name promises.
             name, inner = "", _Zone.OPAQUE if is_object else zone
     return bytes(out)
@@ -310,13 +311,13 @@ def _is_label(name: str, text: str, inner: _Zone, zone: _Zone, owner: str) -> bo
     """
     if inner is _Zone.OPAQUE:
         return False
+    if inner is _Zone.PLAIN and owner not in _STAND_IN.get(name, {owner}):
+        return False
     if name == "model":
         return _MODEL.fullmatch(text) is not None
     if name == "id":
         return zone in (_Zone.ANSWER, _Zone.MESSAGE) and _ID.fullmatch(text) is not None
     if name not in (_USAGE_LABELS if inner in (_Zone.USAGE, _Zone.COUNTS) else _LABELS):
-        return False
-    if inner is _Zone.PLAIN and owner not in _STAND_IN.get(name, {owner}):
         return False
     if name == "type" and owner == "content":
         return _BLOCK.fullmatch(text) is not None
@@ -340,12 +341,13 @@ def _filled(text: bytes) -> bytes:
     return b"x" * sound + bad + text[sound + 1 :].translate(_FILL)
 
 
-def _filled_bare(bare: bytes, name: str, inner: _Zone) -> bytes:
+def _filled_bare(bare: bytes, name: str, inner: _Zone, owner: str) -> bytes:
     """Fill a number or a literal; anything else that stands outside quotes is filled as text."""
     if bare in _LITERALS:
         return bare if inner is not _Zone.OPAQUE else b"null".ljust(len(bare))
     if _NUMBER.fullmatch(bare):
-        is_kept = inner in (_Zone.USAGE, _Zone.COUNTS) or (inner is not _Zone.OPAQUE and name in _NUMBERS)
+        is_of_api = inner is not _Zone.OPAQUE and name in _NUMBERS and owner != "content"
+        is_kept = inner in (_Zone.USAGE, _Zone.COUNTS) or is_of_api
         return bare if is_kept else bare.translate(_FILL_NUMBER)
     return bare.translate(_FILL)
 
