@@ -6,11 +6,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from scripts import real_proxy
 from scripts.fake_console import FakeConsole
 from scripts.real_proxy import Proxy
 
 CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
 KEY = "sk-ant-api03-R2D2secretsecretsecretsecretsecretigAA"
+
+real_proxy.starter = real_proxy.start_preloaded
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

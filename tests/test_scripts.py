@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import preloaded
 from scripts.real_proxy import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -155,3 +156,19 @@ def test_the_fuzz_target_runs_and_finds_nothing_in_a_moment(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fuzzing with" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["rows", "--db", "there is none"], ["nonsense"], []], ids=str)
+def test_a_preloaded_command_is_what_a_real_one_is(tmp_path: Path, arguments: list[str]) -> None:
+    """In its exit code and in what it says, with an environment and a folder of its own."""
+    environment = {**os.environ, "PYTHONUTF8": "1", "COLUMNS": "60"}
+    real = subprocess.run(
+        [Path(sys.executable).with_name("usage-ledger"), *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    done = preloaded.run(*arguments, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (real.returncode, real.stdout, real.stderr)

@@ -6,7 +6,6 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
+
+from scripts import preloaded
 
 FLAGGED = {
     "usage_state": "missing",
@@ -56,14 +57,7 @@ def ledger(tmp_path: Path) -> Path:
 
 
 def run(path: Path, *arguments: str, command: str = "backfill") -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "usage_ledger", command, "--db", str(path), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        env=ENVIRONMENT,
-    )
+    return preloaded.run(command, "--db", path, *arguments, env=ENVIRONMENT)
 
 
 def done(path: Path, *arguments: str) -> list[str]:

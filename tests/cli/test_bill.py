@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from scripts import preloaded
 from scripts.fake_admin import ADMIN_KEY, FakeAdmin
 from scripts.fake_console import FakeConsole
 from scripts.real_proxy import Proxy, rows_of, settled_rows
@@ -45,14 +46,8 @@ def admin(request: pytest.FixtureRequest, console: FakeConsole) -> Iterator[Fake
 
 
 def tool(ledger: Path, *words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [sys.executable, "-m", "usage_ledger", words[0], "--db", str(ledger), *words[1:]],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        env={**os.environ, "PYTHONUTF8": "1", "ANTHROPIC_ADMIN_KEY": ADMIN_KEY, "COLUMNS": "160"},
-    )
+    environment = {**os.environ, "ANTHROPIC_ADMIN_KEY": ADMIN_KEY, "COLUMNS": "160"}
+    done = preloaded.run(words[0], "--db", ledger, *words[1:], env=environment, timeout=120)
     assert done.returncode == code, done
     return done
 

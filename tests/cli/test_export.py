@@ -17,6 +17,8 @@ from usage_ledger.ledger.columns import COLUMNS, JSON_COLUMNS
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 
+from scripts import preloaded
+
 ROWS = [
     {"tag": 'say "cheese", please', "session_id": "two\nlines"},
     {"tag": "carriage\r\nreturn", "usage_raw": '{"iterations": [{"type": "message"}], "n": 1}'},
@@ -45,9 +47,9 @@ ENVIRONMENT = {**os.environ, "PYTHONUTF8": "1"}
 
 
 def export(ledger: Path, *arguments: str) -> str:
-    done = subprocess.run(command(ledger, *arguments), capture_output=True, timeout=60, env=ENVIRONMENT)
-    assert (done.returncode, done.stderr) == (0, b"")
-    return done.stdout.decode()
+    done = preloaded.run("export", "--db", ledger, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
 def cells(text: str) -> list[list[str]]:

@@ -12,22 +12,16 @@ import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 
+from scripts import preloaded
+
 COMMANDS = ["rows", "export", "price", "summary", "review", "verify", "check"]
 KEEPING = ["close --until 2026-01-01 --note x", "backup copy.db", "archive --before 2026-01-01 old.db"]
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    home = {"HOME": str(cwd), "XDG_DATA_HOME": str(cwd / "data"), "PYTHONUTF8": "1", **environment}
+    home = {"HOME": str(cwd), "XDG_DATA_HOME": str(cwd / "data"), **environment}
     kept = {name: value for name, value in os.environ.items() if name != "USAGE_LEDGER_DB"}
-    return subprocess.run(
-        [sys.executable, "-m", "usage_ledger", *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        cwd=cwd,
-        env={**kept, **home},
-    )
+    return preloaded.run(*arguments, cwd=cwd, env={**kept, **home})
 
 
 def traces(folder: Path) -> list[tuple[str, bytes | None]]:

@@ -13,6 +13,7 @@ import pytest
 from mitmproxy.exceptions import FlowReadException
 from mitmproxy.io import FlowReader, FlowWriter
 
+from scripts import preloaded
 from scripts.make_samples import SAMPLES
 from scripts.real_proxy import replay, rows_of
 
@@ -26,20 +27,21 @@ def run(*arguments: object, home: Path | None = None) -> "subprocess.CompletedPr
     environment = {name: value for name, value in os.environ.items() if name != "USAGE_LEDGER_DB"}
     if home is not None:
         environment |= {"HOME": str(home), "XDG_DATA_HOME": str(home)}
-    return subprocess.run(
-        [sys.executable, "-m", "usage_ledger", "inspect", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        env={**environment, "COLUMNS": "100", "PYTHONUTF8": "1"},
-    )
+    return preloaded.run("inspect", *arguments, env={**environment, "COLUMNS": "100"})
 
 
 def inspected(*arguments: object) -> list[dict[str, Any]]:
     done = run(*arguments, "--format", "json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def demo_har(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The demo's capture as a HAR."""
+    folder = tmp_path_factory.mktemp("har")
+    replay(DEMO, folder / "usage.db", "--set", f"hardump={folder / 'demo.har'}")
+    return (folder / "demo.har").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -436,10 +438,9 @@ def test_times_that_cannot_be_are_no_traceback(tmp_path: Path, field: str) -> No
     ],
     ids=str,
 )
-def test_a_har_with_values_that_cannot_be_is_no_traceback(tmp_path: Path, odd: dict[str, Any]) -> None:
+def test_a_har_with_values_that_cannot_be_is_no_traceback(tmp_path: Path, demo_har: str, odd: dict[str, Any]) -> None:
     har = tmp_path / "odd.har"
-    replay(DEMO, tmp_path / "first.db", "--set", f"hardump={har}")
-    fields = json.loads(har.read_text())
+    fields = json.loads(demo_har)
     fields["log"]["entries"][0] |= odd
     har.write_text(json.dumps(fields))
     done = run(har, home=tmp_path)

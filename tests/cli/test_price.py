@@ -21,6 +21,8 @@ from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
 from usage_ledger.prices.pricer import Pricer
 
+from scripts import preloaded
+
 SOURCE = f"genai-prices {genai_prices.__version__}"
 CONTRACT = '[[price]]\nmodel = "claude-*"\nsince = 2026-11-01\nmultiplier = 0.5\n'
 
@@ -71,9 +73,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "USA
 
 def price(path: Path, *arguments: str, code: int = 0, **environment: str) -> list[str]:
     """Run the command; return the lines of its stdout, or those of stderr where it fails."""
-    done = subprocess.run(
-        command(path, *arguments), capture_output=True, text=True, timeout=60, env={**ENVIRONMENT, **environment}
-    )
+    done = preloaded.run("price", "--db", path, *arguments, env={**ENVIRONMENT, **environment})
     assert done.returncode == code, done
     assert (done.stderr if code == 0 else done.stdout) == ""
     return (done.stdout if code == 0 else done.stderr).splitlines()
@@ -301,8 +301,10 @@ def test_a_note_that_is_not_utf8_is_refused(ledger: Path) -> None:
 
 def test_a_price_list_that_cannot_be_loaded_is_one_line(ledger: Path, tmp_path: Path) -> None:
     (tmp_path / "genai_prices.py").write_text("raise ImportError('broken')")
-    [line] = price(ledger, code=2, PYTHONPATH=str(tmp_path))
-    assert line.startswith("usage-ledger: genai-prices cannot be loaded (broken)")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command(ledger), capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("usage-ledger: genai-prices cannot be loaded (broken)")
 
 
 @pytest.mark.parametrize(

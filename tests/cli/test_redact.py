@@ -12,6 +12,7 @@ import pytest
 from mitmproxy import http
 from mitmproxy.io import FlowReader, FlowWriter
 
+from scripts import preloaded
 from scripts.make_samples import SAMPLES
 from scripts.real_proxy import replay, rows_of, wait_until
 from scripts.run_demo import KEYS
@@ -26,7 +27,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command(*arguments), capture_output=True, text=True, encoding="utf-8", timeout=120)
+    return preloaded.run(*arguments, timeout=120)
 
 
 def rows_by_replay(capture: Path, folder: Path) -> list[dict[str, object]]:

@@ -16,6 +16,8 @@ from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 from wcwidth import wcswidth
 
+from scripts import preloaded
+
 REASONS = [None, "client_disconnected", "no_usage_data", "body_not_captured"]
 
 
@@ -64,14 +66,7 @@ def odd_ledger(tmp_path: Path) -> Path:
 
 
 def run(ledger: Path, *arguments: str, columns: int = 200, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "usage_ledger", "rows", "--db", str(ledger), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        env={**os.environ, "COLUMNS": str(columns), "PYTHONUTF8": "1", **environment},
-    )
+    return preloaded.run("rows", "--db", ledger, *arguments, env={**os.environ, "COLUMNS": str(columns), **environment})
 
 
 def on_a_terminal(ledger: Path, columns: int, *arguments: str, **environment: str) -> str:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +14,8 @@ import pytest
 from usage_ledger.ledger.record import Entry, Record
 from usage_ledger.ledger.store import Store
 from wcwidth import wcswidth
+
+from scripts import preloaded
 
 
 def record(id_: str, **fields: Any) -> Record:
@@ -41,14 +42,7 @@ def ledger(tmp_path: Path) -> Path:
 
 
 def run(path: Path, *arguments: str, columns: int = 160) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "usage_ledger", "summary", "--db", str(path), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        env={**os.environ, "PYTHONUTF8": "1", "COLUMNS": str(columns)},
-    )
+    return preloaded.run("summary", "--db", path, *arguments, env={**os.environ, "COLUMNS": str(columns)})
 
 
 def lines(path: Path, *arguments: str, **more: Any) -> list[list[str]]:

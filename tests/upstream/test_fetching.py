@@ -13,20 +13,14 @@ from typing import Any
 
 import pytest
 
+from scripts import preloaded
 from scripts.fake_admin import ADMIN_KEY, FakeAdmin, refusal
 from scripts.fake_console import ApiKey, Served
 from tests.upstream.conftest import FIRST, KEYS, Month, served
 
 
 def run(path: Path, *arguments: str, command: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "usage_ledger", command, "--db", str(path), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        env={**os.environ, "PYTHONUTF8": "1"},
-    )
+    return preloaded.run(command, "--db", path, *arguments, timeout=120)
 
 
 def fetch(ledger: Path, admin: FakeAdmin, *arguments: str) -> str:
