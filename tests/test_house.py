@@ -1,6 +1,7 @@
 """The house: which room may import what, and that each module says which room it is in."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -140,6 +141,7 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stderr))
 
 
+@functools.cache
 def loaded_by_command(*arguments: str) -> set[str]:
     return loaded_by(f"from usage_ledger.cli.main import run\ntry: run({arguments!r})\nexcept SystemExit: pass")
 
@@ -160,12 +162,17 @@ def test_asking_for_help_loads_nothing_heavy(arguments: tuple[str, ...], heavy: 
     assert heavy not in loaded_by_command(*arguments)
 
 
-@pytest.mark.parametrize("heavy", [name for name in HEAVY if name != "asyncio"])
-def test_reading_loads_nothing_that_only_writing_needs(tmp_path: Path, heavy: str) -> None:
+@pytest.fixture(scope="module")
+def loaded_by_reading(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    path = tmp_path_factory.mktemp("read") / "usage.db"
     writing = "from usage_ledger.ledger.store import Store; from pathlib import Path"
-    path = tmp_path / "usage.db"
     assert "sqlite_utils" in loaded_by(f"{writing}; Store(Path({str(path)!r}), 'full', 'abc').close()")
-    assert heavy not in loaded_by_command("export", "--db", str(path))
+    return loaded_by_command("export", "--db", str(path))
+
+
+@pytest.mark.parametrize("heavy", [name for name in HEAVY if name != "asyncio"])
+def test_reading_loads_nothing_that_only_writing_needs(loaded_by_reading: set[str], heavy: str) -> None:
+    assert heavy not in loaded_by_reading
 
 
 def test_the_messages_room_runs_without_mitmproxy_and_sqlite() -> None:
