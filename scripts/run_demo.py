@@ -16,12 +16,14 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-import anthropic
+from typing import TYPE_CHECKING
 
 from scripts.fake_admin import ADMIN_KEY, FakeAdmin
 from scripts.fake_console import FakeConsole, Served
 from scripts.real_proxy import NOT_THE_CAPTURES, Proxy, replay, rows_of, wait_until, without
+
+if TYPE_CHECKING:
+    import anthropic
 
 MODEL = "claude-sonnet-4-6"
 KEYS = {team: f"sk-ant-api03-{team}-demo-key-of-no-value-whatsoever-igAA" for team in ("R2D", "C3P", "BB8", "K2S")}
@@ -32,7 +34,7 @@ def say(line: str = "") -> None:
     print(line, flush=True)
 
 
-def stream(client: anthropic.Anthropic, scenario: str, leave_after: int | None = None) -> str:
+def stream(client: "anthropic.Anthropic", scenario: str, leave_after: int | None = None) -> str:
     """Ask for a stream and return its text; with `leave_after`, leave after so many deltas."""
     words = []
     with client.messages.create(
@@ -50,7 +52,7 @@ def stream(client: anthropic.Anthropic, scenario: str, leave_after: int | None =
     return "".join(words)
 
 
-def ask(client: anthropic.Anthropic, scenario: str) -> str:
+def ask(client: "anthropic.Anthropic", scenario: str) -> str:
     answer = client.messages.create(
         model=MODEL,
         max_tokens=100,
@@ -60,11 +62,11 @@ def ask(client: anthropic.Anthropic, scenario: str) -> str:
     return "".join(block.text for block in answer.content if block.type == "text")
 
 
-def of_team(client: anthropic.Anthropic, team: str) -> anthropic.Anthropic:
+def of_team(client: "anthropic.Anthropic", team: str) -> "anthropic.Anthropic":
     return client.with_options(api_key=KEYS[team])
 
 
-EXCHANGES: tuple[tuple[str, Callable[[anthropic.Anthropic], str]], ...] = (
+EXCHANGES: tuple[tuple[str, Callable[["anthropic.Anthropic"], str]], ...] = (
     ("a normal stream", lambda client: stream(client, "normal")),
     ("a stream without usage", lambda client: stream(of_team(client, "C3P"), "without_usage")),
     ("a stream the client leaves", lambda client: stream(of_team(client, "BB8"), "endless", leave_after=5)),
@@ -78,6 +80,8 @@ EXCHANGES: tuple[tuple[str, Callable[[anthropic.Anthropic], str]], ...] = (
 
 def main(folder: Path) -> int:
     """Run the demo, with all that it makes in a folder."""
+    import anthropic  # takes two seconds, which those who want no more than the keys need not wait
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     ledger, capture, table = folder / "usage.db", folder / "capture.mitm", folder / "usage.csv"
     with FakeConsole() as console, Proxy(console.address, ledger, "-w", str(capture)) as proxy:

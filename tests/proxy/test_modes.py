@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import httpx
 import pytest
 from h2.connection import H2Connection
@@ -156,6 +155,8 @@ def test_a_streamed_upload_that_the_client_aborts_keeps_its_row(start_proxy: Cal
 
 
 def test_the_real_sdk_reads_what_the_ledger_records(console: FakeConsole, start_proxy: Callable[..., Proxy]) -> None:
+    import anthropic  # takes two seconds, in each process that collects the tests
+
     proxy = start_proxy()
     with (
         anthropic.Anthropic(api_key=KEY, base_url=proxy.address, max_retries=0) as client,
