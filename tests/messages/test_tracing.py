@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from usage_ledger.messages import Ending, MessageReader, Verdict, tracing
-from usage_ledger.messages.sse import EVENT_LIMIT
+from usage_ledger.messages.sse import EVENT_LIMIT, EventReader
 from usage_ledger.messages.tracing import COMMENT, JSON_ANSWER, TracedEvent, Tracer
 
 from scripts.fake_console import ITERATIONS, MESSAGE, NORMAL, START_USAGE, STOP, delta, event, start, text
@@ -141,7 +141,7 @@ def test_events_behind_the_limit_are_read_and_not_told() -> None:
 
 def test_events_behind_the_limit_cost_what_they_cost_a_live_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[bytes] = []
-    monkeypatch.setattr(MessageReader, "_read_events", lambda _self, data: read.append(bytes(data)))
+    monkeypatch.setattr(EventReader, "feed", lambda _self, data: read.append(bytes(data)))
     tracer = Tracer("", lambda _traced, _data: None, 3)
     tracer.feed(b"".join([start(START_USAGE), *[event("ping")] * 1_000]))
     tracer.finish(clean=True)
