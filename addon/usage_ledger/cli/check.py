@@ -6,15 +6,19 @@ exit code tells it all: 0 in order, 1 a threshold is passed, 2 it could not be c
 
 import json
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
 
 from usage_ledger.cli.options import Span, filters_from, with_filters, with_ledgers
 from usage_ledger.cli.output import FOUND, for_people, for_programs, has_colours, on_one_line
 from usage_ledger.ledger.reading import open_for_reading
+
+if TYPE_CHECKING:
+    from usage_ledger.ledger.watching import Watched
 
 
 class _Share(click.FloatRange):
@@ -42,6 +46,16 @@ class _Check(NamedTuple):
     @property
     def is_ok(self) -> bool:
         return self.most is None or (self.value is not None and self.value <= self.most)
+
+
+class _Limits(NamedTuple):
+    """What the numbers may be: a share, counts, and spans of time (`quiet_after` None: any)."""
+
+    flagged: float
+    unpriced: int
+    stuck_after: timedelta
+    quiet_after: timedelta | None
+    late: int
 
 
 @click.command()
@@ -121,28 +135,7 @@ def check(
         with open_for_reading(db) as ledger:
             late_rows += sum(1 for _ in late(ledger))
     told = {**watched._asdict(), "late": late_rows}
-    age = _age(watched.newest)
-    checks = [
-        _Check(
-            "flagged_share",
-            watched.flagged_share,
-            max_flagged,
-            f"{watched.flagged:,} of {watched.requests:,} ({100 * watched.flagged_share:.2f} %) flagged",
-            f"{100 * max_flagged:g} %",
-        ),
-        _Check(
-            "unpriced", watched.unpriced, max_unpriced, f"{watched.unpriced:,} without a price", f"{max_unpriced:,}"
-        ),
-        _Check("stuck", watched.stuck, 0, f"{watched.stuck:,} in flight for more than {_span(stuck_after)}", "0"),
-        _Check("late", late_rows, max_late, f"{late_rows:,} late, of closed periods", f"{max_late:,}"),
-        _Check(
-            "seconds_since_newest",
-            age,
-            None if quiet_after is None else quiet_after.total_seconds(),
-            "no request yet" if watched.newest is None else f"newest request at {watched.newest}",
-            "" if quiet_after is None else f"{_span(quiet_after)} ago",
-        ),
-    ]
+    checks = list(_checks(watched, late_rows, _Limits(max_flagged, max_unpriced, stuck_after, quiet_after, max_late)))
     is_ok = all(each.is_ok for each in checks)
     click.get_current_context().meta[FOUND] = int(not is_ok)
     if form == "json":
@@ -152,6 +145,28 @@ def check(
     else:
         _write_text(checks, is_ok, for_people())
     return 0 if is_ok else 1
+
+
+def _checks(watched: "Watched", late: int, limits: _Limits) -> Iterator[_Check]:
+    yield _Check(
+        "flagged_share",
+        watched.flagged_share,
+        limits.flagged,
+        f"{watched.flagged:,} of {watched.requests:,} ({100 * watched.flagged_share:.2f} %) flagged",
+        f"{100 * limits.flagged:g} %",
+    )
+    unpriced = f"{watched.unpriced:,} without a price"
+    yield _Check("unpriced", watched.unpriced, limits.unpriced, unpriced, f"{limits.unpriced:,}")
+    stuck = f"{watched.stuck:,} in flight for more than {_span(limits.stuck_after)}"
+    yield _Check("stuck", watched.stuck, 0, stuck, "0")
+    yield _Check("late", late, limits.late, f"{late:,} late, of closed periods", f"{limits.late:,}")
+    yield _Check(
+        "seconds_since_newest",
+        _age(watched.newest),
+        None if limits.quiet_after is None else limits.quiet_after.total_seconds(),
+        "no request yet" if watched.newest is None else f"newest request at {watched.newest}",
+        "" if limits.quiet_after is None else f"{_span(limits.quiet_after)} ago",
+    )
 
 
 def _age(newest: str | None) -> float | None:
