@@ -16,7 +16,7 @@ CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 STREAMS = sorted(CORPUS.glob("*.sse"))
 
 PUBLISHED = {
-    # USD per million: input, output, 5-minute and 1-hour cache writes, cache reads (sources: test_list_prices)
+    # USD per million: input, output, 5-minute and 1-hour cache writes, cache reads (sources: test_listed)
     "claude-3-haiku": "0.25 1.25 0.30 0.50 0.03",
     "claude-3-opus": "15 75 18.75 30 1.50",
     "claude-3-5-sonnet": "3 15 3.75 6 0.30",
