@@ -7,8 +7,6 @@ list only when something is priced. Promises exact amounts, and NULL where a pri
 import contextlib
 import decimal
 import logging
-import threading
-import time
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -18,7 +16,7 @@ import msgspec
 
 from usage_ledger.ledger.money import EXACT, as_amount, as_text
 from usage_ledger.ledger.record import Entry, Record, metadata_of
-from usage_ledger.prices import rules
+from usage_ledger.prices import loading, rules
 from usage_ledger.prices.own import OwnPrice, OwnPrices
 from usage_ledger.prices.parts import UnpricedError, parts_of
 
@@ -83,7 +81,7 @@ class Pricer:
         if entry.record.usage_state != "complete":
             return
         try:
-            price = self.price(entry) if is_loaded() else None
+            price = self.price(entry) if loading.is_loaded() else None
         except UnpricedError as error:
             self._tell(f"{error}. Put it into a price file (usage_prices) or update genai-prices")
         else:
@@ -212,49 +210,3 @@ def _holds_several_prompts(record: Record) -> bool:
     with contextlib.suppress(msgspec.DecodeError, RecursionError):
         return msgspec.json.decode(record.usage_raw or "{}", type=_Told).server_tool_use is not None
     return False
-
-
-class _Loading:
-    """The price list on its way into memory, on a thread of its own: it takes 0.1 s, and much longer on a slow disk.
-
-    Whoever prices rows while requests wait for them gives it `SECONDS`; after that rows are written without a price
-    until it is there.
-    """
-
-    SECONDS = 2.0
-
-    def __init__(self) -> None:
-        self._done = threading.Event()
-        self._until = time.monotonic() + self.SECONDS
-        threading.Thread(target=self._load, name="usage-ledger-prices", daemon=True).start()
-
-    def _load(self) -> None:
-        with contextlib.suppress(Exception):  # told by the first row that needs it
-            from usage_ledger.prices import listed  # noqa: F401
-        self._done.set()
-
-    def is_done(self) -> bool:
-        return self._done.wait(max(0.0, self._until - time.monotonic()))
-
-
-_loading: _Loading | None = None
-
-
-def load() -> None:
-    """Begin to load the price list, once a process."""
-    global _loading
-    if _loading is None:
-        _loading = _Loading()
-
-
-def is_loaded() -> bool:
-    """Whether the price list is there, or cannot be had; waits for it only in the first seconds."""
-    load()
-    return _loading is not None and _loading.is_done()
-
-
-def is_listed(pattern: str) -> bool:
-    """Whether the price list knows a model with this name, in which `*` stands for any characters."""
-    from usage_ledger.prices import listed
-
-    return listed.knows(pattern)

@@ -27,7 +27,7 @@ from usage_ledger.flows.replay import is_from_har, judge
 from usage_ledger.flows.rows import log_line
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
-from usage_ledger.prices import pricer
+from usage_ledger.prices import loading
 from usage_ledger.proxy import options
 from usage_ledger.proxy.exchange import Exchange
 from usage_ledger.proxy.marks import mark
@@ -95,7 +95,7 @@ class UsageLedger:
         else:
             self._started = True
             self._writer().start()
-            pricer.load()
+            loading.load()
 
     def done(self) -> Awaitable[None] | None:
         # At a reload the requests in flight go on; only at the end of the program are they settled here. A plain

@@ -20,7 +20,7 @@ from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.moments import as_span
 from usage_ledger.ledger.paths import ledger_path
 from usage_ledger.prices.own import PriceFileError, price_file, read_prices
-from usage_ledger.prices.pricer import Pricer, is_listed
+from usage_ledger.prices.pricer import Pricer
 from usage_ledger.proxy.alerts import AlertError, Alerts, Rule, alerts_for
 
 CHOICES = {
@@ -201,7 +201,9 @@ def _may_be_listed(pattern: str) -> bool:
     Where it cannot be loaded, which rows tell, that is no reason to let no traffic pass.
     """
     try:
-        return is_listed(pattern)
+        from usage_ledger.prices import listed
+
+        return listed.knows(pattern)
     except Exception:  # noqa: BLE001 - whatever a broken installation raises
         return True
 
