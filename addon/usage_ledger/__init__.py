@@ -4,6 +4,9 @@ The rooms of the house, and the one direction in which data flows::
 
     proxy (mitmproxy hooks) -> messages (bytes -> events -> usage -> verdict) -> ledger (SQLite) -> cli
 
+Beside them: flows (from flows to rows), prices, upstream (the bill), fleet (PostgreSQL) and web. CONTRIBUTING.md says
+which of them may import which.
+
 This module imports nothing: whoever opens one room does not pay for the others.
 """
 

@@ -1,6 +1,7 @@
 """The options that commands share: which ledger, and which of its rows.
 
-Room: cli. Imports click and the ledger's filters and paths; the prices room where something is priced.
+Room: cli. Imports click and the ledger's filters and paths; the prices room where something is priced, and the flows
+room (which loads mitmproxy) where flows are chosen.
 """
 
 import os

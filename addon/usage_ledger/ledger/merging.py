@@ -1,8 +1,9 @@
 """Merging: rows of the fleet's books into a ledger.
 
-Room: ledger. Imports its neighbours in this room. Promises that a better row is never replaced by a worse one, that
-what replaces a settled row leaves its revision, that a row which was changed on both sides, neither of which is worth
-more, is a conflict which is told and changes nothing, and that what came from the books is not pushed back as news.
+Room: ledger. Imports the standard library, `msgspec` and its neighbours in this room. Promises that a better row is
+never replaced by a worse one, that what replaces a settled row leaves its revision, that a row which was changed on
+both sides, neither of which is worth more, is a conflict which is told and changes nothing, and that what came from the
+books is not pushed back as news.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Presence: which writers of a ledger are alive, told by locks and not by process ids.
 
-Room: ledger. Imports the standard library. A writer holds an exclusive `flock` on a file of its own in the folder
-`<ledger>-writers` as long as it lives; the kernel releases it with the process, also after `kill -9`. Process ids mean
-nothing to another container or user, a lock does. Promises that a living writer is never taken for a dead one: what
-cannot be opened or locked counts as alive.
+Room: ledger. Imports the standard library and `paths`. A writer holds an exclusive `flock` on a file of its own in the
+folder `<ledger>-writers` as long as it lives; the kernel releases it with the process, also after `kill -9`. Process
+ids mean nothing to another container or user, a lock does. Promises that a living writer is never taken for a dead one:
+what cannot be opened or locked counts as alive.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The store: one open connection that writes rows. Lives on one thread.
 
-Room: ledger. Imports the standard library and its neighbours in this room. Promises that a batch is written whole or
-not at all, that files are private, and that opening a ledger settles the rows that dead writers left pending.
+Room: ledger. Imports the standard library, `msgspec` and its neighbours in this room. Promises that a batch is written
+whole or not at all, that files are private, and that opening a ledger settles the rows that dead writers left pending.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Words: why a row is what it is, in a sentence for a person.
 
-Room: messages. Imports the standard library and its neighbours in this room. What is said follows from the verdict, and
-where somebody has traced the body, from what its events were.
+Room: messages. Imports the standard library, `msgspec` and its neighbours in this room. What is said follows from the
+verdict, and where somebody has traced the body, from what its events were.
 """
 
 import json

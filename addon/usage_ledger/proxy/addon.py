@@ -1,9 +1,9 @@
 """The addon: mitmproxy's hooks, each a few lines.
 
-Room: proxy. Imports mitmproxy and its neighbours in this room. The path of one request: `request` (`requestheaders`
-where its body is streamed) writes its pending row before it goes upstream, `responseheaders` puts the tap on its
-stream, and whichever of `response`, `error` and `done` comes first settles it; `response` returns once the row is on
-disk, and only then is the client sent the end of the message.
+Room: proxy. Imports mitmproxy, the flows, the messages and the prices room, the ledger and its neighbours in this room.
+The path of one request: `request` (`requestheaders` where its body is streamed) writes its pending row before it goes
+upstream, `responseheaders` puts the tap on its stream, and whichever of `response`, `error` and `done` comes first
+settles it; `response` returns once the row is on disk, and only then is the client sent the end of the message.
 
 Where another script raises in a hook, mitmproxy calls none of the scripts after it for that hook. So each hook here
 makes up for those that may have been missed before it, and a sweep settles what no last hook came for.

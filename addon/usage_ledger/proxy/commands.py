@@ -1,7 +1,8 @@
 """Commands: what a person can ask at the prompt of mitmproxy and mitmweb.
 
-Room: proxy. Imports mitmproxy, the flows room and the ledger's reading side. They read, once, when asked; rows of
-requests that have just ended may not be there yet. Flows that are damaged are named in the log, and have no row.
+Room: proxy. Imports mitmproxy, the flows room, the ledger's reading side and its neighbours in this room. Commands
+read, once, when asked; rows of requests that have just ended may not be there yet. Flows that are damaged are named in
+the log, and have no row.
 """
 
 import dataclasses

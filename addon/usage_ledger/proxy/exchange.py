@@ -1,7 +1,7 @@
 """The exchange: one metered request in flight, from its pending row to its settled one.
 
-Room: proxy. Imports mitmproxy, the messages room and the ledger. Promises that an exchange settles once, from whichever
-of response, error and shutdown comes first, and that nothing here blocks the event loop.
+Room: proxy. Imports mitmproxy, the flows and the messages room, and the ledger. Promises that an exchange settles once,
+from whichever of response, error and shutdown comes first, and that nothing here blocks the event loop.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The options of the addon: declared once, checked whole, handed on as plain settings.
 
-Room: proxy. Imports mitmproxy, the prices room and the ledger's paths. Promises that a value that cannot
+Room: proxy. Imports mitmproxy, the flows and the prices room, and the ledger's paths. Promises that a value that cannot
 work is an `OptionsError` that names it, before any traffic is touched.
 """
 

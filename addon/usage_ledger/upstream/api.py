@@ -1,8 +1,8 @@
 """The Admin API: one GET after the other, with the patience it asks for.
 
-Room: upstream. Imports the standard library and `urllib3`, whose `Retry` knows `retry-after` and backs off. Promises
-that the key is sent to the one address and stands in no message, and that whatever the API answers instead of a report
-is a `BillError` that says what to do.
+Room: upstream. Imports the standard library, its neighbours in this room and `urllib3`, whose `Retry` knows
+`retry-after` and backs off. Promises that the key is sent to the one address and stands in no message, and that
+whatever the API answers instead of a report is a `BillError` that says what to do.
 """
 
 import json

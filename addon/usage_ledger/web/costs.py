@@ -1,7 +1,8 @@
 """Costs: how they are sorted and compared on Datasette's own page of requests.
 
-Room: web. Imports Datasette. Costs are exact text in the ledger, which as text has 9 behind 10; so what compares them
-is told to compare numbers, and in place of sorting by them there is a page of its own.
+Room: web. Imports Datasette and the names of the ledger's columns. Costs are exact text in the ledger, which as text
+has 9 behind 10; so what compares them is told to compare numbers, and in place of sorting by them there is a page of
+its own.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Pages: what Datasette shows of a ledger beside its tables.
 
-Room: web. Imports Datasette and the ledger's reading side. Promises that whatever comes from traffic is shown as the
-text it is, and that the event loop reads no ledger.
+Room: web. Imports Datasette, the ledger's reading side, the upstream room's results and its neighbours in this room.
+Promises that whatever comes from traffic is shown as the text it is, and that the event loop reads no ledger.
 """
 
 import asyncio
