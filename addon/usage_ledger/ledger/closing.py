@@ -80,6 +80,11 @@ def totals_of(reader: Reader, since: str, until: str) -> dict[str, Any]:
     return sums.fields()
 
 
+def _whole(reader: Reader, since: str, until: str) -> dict[str, Any]:
+    """Add up all of a period: its rows, and what archives have taken from it."""
+    return _plus(_archived(reader, since, until), totals_of(reader, since, until))
+
+
 def _archived(reader: Reader, since: str, until: str) -> dict[str, Any] | None:
     """Add up what archives have taken from a span; raise `LedgerError` where one has taken a part of a period."""
     total: dict[str, Any] | None = None
@@ -159,7 +164,7 @@ def close_books(editor: "Editor", until: str, note: str) -> dict[str, Any]:
         with editor.transaction():
             number, since, former = _begin(editor, until)
         with editor.snapshot():
-            totals = _plus(_archived(editor, since, until), totals_of(editor, since, until))
+            totals = _whole(editor, since, until)
         with editor.transaction():
             entry = _end(editor, number, former, totals, note)
         if entry is not None:
@@ -260,27 +265,35 @@ def broken(reader: Reader) -> Iterator[str]:
 
 
 def _differences(reader: Reader, closing: Closing) -> Iterator[str]:
-    of_this = "FROM usage_late WHERE closing = ?"
-    (count,) = reader.connection.execute(f"SELECT count(*) {of_this}", (closing.number,)).fetchone()
-    shown_ones = reader.connection.execute(
-        f"SELECT record_id, what, noticed_at {of_this} ORDER BY noticed_at, record_id LIMIT {LATE_SHOWN}",
+    """Name the rows that came or changed late; where there are none, what else is not as the closing says."""
+    found = reader.connection.execute("SELECT count(*) FROM usage_late WHERE closing = ?", (closing.number,))
+    (count,) = found.fetchone()
+    if count:
+        yield from _late_rows(reader, closing, count)
+    elif not _is_archiving(reader):  # which is said of the archive
+        told = _told(reader, closing)
+        for name, value in _whole(reader, closing.since, closing.until).items():
+            if told.get(name) != value:
+                yield f"books closed until {short(closing.until)}: {name} was {told.get(name)}, and is {value}"
+
+
+def _late_rows(reader: Reader, closing: Closing, count: int) -> Iterator[str]:
+    first = reader.connection.execute(
+        "SELECT record_id, what, noticed_at FROM usage_late WHERE closing = ? "
+        f"ORDER BY noticed_at, record_id LIMIT {LATE_SHOWN}",
         (closing.number,),
     )
-    for record_id, what, noticed_at in shown_ones.fetchall():
+    for record_id, what, noticed_at in first.fetchall():
         yield f"row {record_id}: it {what} on {noticed_at}, after the books were closed until {short(closing.until)}"
     if count > LATE_SHOWN:
         yield f"and {count - LATE_SHOWN:,} more rows of the period until {short(closing.until)}"
-    if count:
-        return
+
+
+def _is_archiving(reader: Reader) -> bool:
+    """Whether rows are on their way into an archive."""
     unfinished = "SELECT number FROM usage_archives WHERE position IS NULL"
     moving = f"SELECT 1 FROM usage_archived WHERE archive IN ({unfinished}) LIMIT 1"
-    if reader.has_table("usage_archives") and reader.connection.execute(moving).fetchone():
-        return  # rows are on their way into an archive, which is said of that
-    told = _told(reader, closing)
-    now = _plus(_archived(reader, closing.since, closing.until), totals_of(reader, closing.since, closing.until))
-    for name, value in now.items():
-        if told.get(name) != value:
-            yield f"books closed until {short(closing.until)}: {name} was {told.get(name)}, and is {value}"
+    return reader.has_table("usage_archives") and reader.connection.execute(moving).fetchone() is not None
 
 
 def _told(reader: Reader, closing: Closing) -> dict[str, Any]:
