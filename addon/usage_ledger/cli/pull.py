@@ -3,8 +3,9 @@
 Room: cli. Imports click, the ledger, and the fleet (which loads psycopg) where it runs.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,9 @@ from usage_ledger.cli.changes import with_reopen
 from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
 from usage_ledger.cli.output import for_people
 from usage_ledger.cli.push import TOLD, fleet_extra, warn
+
+if TYPE_CHECKING:
+    from usage_ledger.fleet.pulling import Impossible, Pulled
 
 
 @click.command()
@@ -46,45 +50,68 @@ def pull(dsn: str, db: Path, prefer: Any, reopen: bool, price_path: str | None, 
     """
     with fleet_extra():
         from usage_ledger.fleet.exchange import begin
-        from usage_ledger.fleet.pulling import Impossible
         from usage_ledger.fleet.pulling import pull as pull_rows
         from usage_ledger.fleet.server import FleetError, GoneError, open_books, telling
     from usage_ledger.ledger.outbox import open_outbox
 
     pricer = own_pricer(price_path, db)
-    looked = added = changed = 0
-    conflicts: list[str] = []
-    closed: list[str] = []
-    archived = 0
-    impossible: list[Impossible] = []
+    tally = _Tally()
     try:
         with open_books(dsn) as (connection, books), telling(), open_outbox(db, make=True) as outbox:
             begin(connection, books, outbox, warn)
             chosen = filters_from(filters)
             for pulled in pull_rows(outbox, connection, chosen, pricer.give, prefer, reopen):
-                looked += pulled.looked_at
-                added += pulled.merged.added
-                changed += pulled.merged.changed
-                conflicts += pulled.merged.conflicts
-                closed += pulled.merged.closed
-                archived += len(pulled.merged.archived)
-                impossible += pulled.impossible
+                tally.add(pulled)
     except (FleetError, GoneError) as error:
-        raise click.ClickException(f"{error}; what was pulled so far is in {db}" if looked else str(error)) from error
-    for row_id in conflicts[:TOLD]:
-        warn(f"row {row_id} was changed here and in the books")
-    if conflicts:
-        warn(f"{len(conflicts):,} conflict(s); --prefer ours or theirs settles them")
-    for row_id in closed[:TOLD]:
-        warn(f"row {row_id} has changed in the books, and is of a period that is closed here")
-    if closed:
-        warn(f"{len(closed):,} row(s) of closed periods stay as they were; --reopen changes them all the same")
-    if archived:
-        warn(f"{archived:,} archived row(s) have changed in the books; correct them in their archive too (--db)")
-    for row_id, why in impossible[:TOLD]:
-        warn(f"row {row_id} cannot be: {why}")
-    if impossible:
-        warn(f"{len(impossible):,} row(s) cannot be, and were left in the books; correct them there")
+        so_far = f"; what was pulled so far is in {db}" if tally.looked_at else ""
+        raise click.ClickException(f"{error}{so_far}") from error
+    tally.warn_of_left()
     out = for_people()
-    out.write(f"{looked:,} row(s) match: {added:,} new, {changed:,} changed here\n")
-    return 1 if conflicts or closed or archived or impossible else 0
+    out.write(f"{tally.looked_at:,} row(s) match: {tally.added:,} new, {tally.changed:,} changed here\n")
+    return 1 if tally.has_left else 0
+
+
+@dataclass
+class _Tally:
+    """What was pulled: rows looked at, new and changed ones, and those that were left as they were (by their ids)."""
+
+    looked_at: int = 0
+    added: int = 0
+    changed: int = 0
+    archived: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+    impossible: "list[Impossible]" = field(default_factory=list)
+
+    def add(self, pulled: "Pulled") -> None:
+        merged = pulled.merged
+        self.looked_at += pulled.looked_at
+        self.added += merged.added
+        self.changed += merged.changed
+        self.archived += len(merged.archived)
+        self.conflicts += merged.conflicts
+        self.closed += merged.closed
+        self.impossible += pulled.impossible
+
+    @property
+    def has_left(self) -> bool:
+        return bool(self.conflicts or self.closed or self.archived or self.impossible)
+
+    def warn_of_left(self) -> None:
+        """Say which rows were left, the first ones by name, and what to do about them."""
+        for row_id in self.conflicts[:TOLD]:
+            warn(f"row {row_id} was changed here and in the books")
+        if self.conflicts:
+            warn(f"{len(self.conflicts):,} conflict(s); --prefer ours or theirs settles them")
+        for row_id in self.closed[:TOLD]:
+            warn(f"row {row_id} has changed in the books, and is of a period that is closed here")
+        if self.closed:
+            warn(f"{len(self.closed):,} row(s) of closed periods stay as they were; --reopen changes them all the same")
+        if self.archived:
+            warn(
+                f"{self.archived:,} archived row(s) have changed in the books; correct them in their archive too (--db)"
+            )
+        for row_id, why in self.impossible[:TOLD]:
+            warn(f"row {row_id} cannot be: {why}")
+        if self.impossible:
+            warn(f"{len(self.impossible):,} row(s) cannot be, and were left in the books; correct them there")
