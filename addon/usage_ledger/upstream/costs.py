@@ -4,16 +4,17 @@ Room: upstream. Imports the standard library, the ledger and its neighbours in t
 agree and nowhere else, so that a price is told from a lost request.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from datetime import date
 from decimal import Decimal
 from typing import NamedTuple
 
-from usage_ledger.ledger.adjustments import adjustments
+from usage_ledger.ledger.adjustments import Adjustment, adjustments
 from usage_ledger.ledger.bill import KINDS, CostLine, bucket_spans, lines_of, was_loaded_late
 from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.money import EXACT
 from usage_ledger.ledger.reading import Reader
+from usage_ledger.ledger.summary import Sums
 from usage_ledger.upstream.days import Bill, our_sums
 from usage_ledger.upstream.models import plain_name
 from usage_ledger.upstream.verdicts import Verdict
@@ -32,40 +33,59 @@ class Money(NamedTuple):
     verdict: Verdict
 
 
-def compare_costs(reader: Reader, bill: Bill, first: date, last: date, tolerance: int, takes_open: bool) -> list[Money]:
-    """Compare what days cost, by model, where all tokens of that model agree on that day.
+class _Ours:
+    """What our rows cost, and where that can be compared, by day and model.
 
-    What has a part that the other side tells elsewhere is left out: batches, adjustments, rows without a price, and web
+    Left out is what has a part that the other side tells elsewhere: batches, adjustments, rows without a price, and web
     searches, which stand on a line of their own in the bill.
     """
-    left: dict[tuple[str, str], dict[str, int]] = {}
-    ours: dict[tuple[str, str], Decimal] = {}
-    not_comparable = {(each.day, each.model) for each in adjustments(reader, first.isoformat(), last.isoformat())}
 
-    def count(key: tuple[str, str], told: Mapping[str, int], sign: int) -> None:
-        into = left.setdefault(key, dict.fromkeys(KINDS, 0))
+    def __init__(self) -> None:
+        self.costs: dict[tuple[str, str], Decimal] = {}
+        self._apart: set[tuple[str, str]] = set()
+        self._tokens: dict[tuple[str, str], dict[str, int]] = {}  # what upstream billed beyond our rows, by kind
+
+    def _count(self, key: tuple[str, str], told: Mapping[str, int], sign: int) -> None:
+        into = self._tokens.setdefault(key, dict.fromkeys(KINDS, 0))
         for name in KINDS:
             into[name] += sign * told[name]
 
-    for day, lines in bill.days.items():
-        for line in lines:
-            key = (day, plain_name(line.model or "(none)"))
-            count(key, line._asdict(), 1)
-            if line.service_tier == "batch":
-                not_comparable.add(key)
-    for sums in our_sums(reader, first, last):
-        key = (str(sums.keys[0]), plain_name(sums.keys[1] or "(none)"))
-        count(key, sums.counts, -1)
-        ours[key] = EXACT.add(ours.get(key, Decimal(0)), sums.books.billed)
-        if sums.books.unpriced or sums.books.unsettled or sums.counts["web_search_requests"]:
-            not_comparable.add(key)
+    def add_bill(self, bill: Bill) -> None:
+        for day, lines in bill.days.items():
+            for line in lines:
+                key = (day, plain_name(line.model or "(none)"))
+                self._count(key, line._asdict(), 1)
+                if line.service_tier == "batch":
+                    self._apart.add(key)
+
+    def add_rows(self, found: Iterable[Sums]) -> None:
+        for sums in found:
+            key = (str(sums.keys[0]), plain_name(sums.keys[1] or "(none)"))
+            self._count(key, sums.counts, -1)
+            self.costs[key] = EXACT.add(self.costs.get(key, Decimal(0)), sums.books.billed)
+            if sums.books.unpriced or sums.books.unsettled or sums.counts["web_search_requests"]:
+                self._apart.add(key)
+
+    def add_adjustments(self, found: Iterable[Adjustment]) -> None:
+        self._apart |= {(each.day, each.model) for each in found}
+
+    def is_comparable(self, key: tuple[str, str], tolerance: int) -> bool:
+        """Whether there are rows of a day and model, whose tokens all agree, and nothing of it stands elsewhere."""
+        agrees = all(abs(value) <= tolerance for value in self._tokens.get(key, {}).values())
+        return key in self.costs and agrees and key not in self._apart
+
+
+def compare_costs(reader: Reader, bill: Bill, first: date, last: date, tolerance: int, takes_open: bool) -> list[Money]:
+    """Compare what days cost, by model, where all tokens of that model agree on that day."""
+    ours = _Ours()
+    ours.add_adjustments(adjustments(reader, first.isoformat(), last.isoformat()))
+    ours.add_bill(bill)
+    ours.add_rows(our_sums(reader, first, last))
     found = []
-    for (day, model), (theirs, lines_) in sorted(_costs_of(reader, first, last, bill.days.keys(), takes_open).items()):
-        agrees = all(abs(value) <= tolerance for value in left.get((day, model), {}).values())
-        if (day, model) in ours and agrees and (day, model) not in not_comparable:
-            mine = ours[day, model]
-            is_same = abs(EXACT.subtract(mine, theirs)) <= lines_
-            found.append(Money(day, model, mine, theirs, Verdict.MATCHES if is_same else Verdict.PRICE))
+    for key, (theirs, rounded) in sorted(_costs_of(reader, first, last, bill.days.keys(), takes_open).items()):
+        if ours.is_comparable(key, tolerance):
+            is_same = abs(EXACT.subtract(ours.costs[key], theirs)) <= rounded
+            found.append(Money(*key, ours.costs[key], theirs, Verdict.MATCHES if is_same else Verdict.PRICE))
     return found
 
 
