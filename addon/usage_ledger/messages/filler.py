@@ -23,6 +23,7 @@ import msgspec
 
 from usage_ledger.messages import lenient
 from usage_ledger.messages.sse import EVENT_LIMIT
+from usage_ledger.messages.text import BOM
 from usage_ledger.messages.usage import COUNT_PATHS
 
 
@@ -135,8 +136,6 @@ _LINE = re.compile(
 )
 _KEY_KIND = re.compile(r"sk-ant-(?:(?:api|oat|admin|ort|sid)[0-9]{0,3}-)?")
 
-_BOM = b"\xef\xbb\xbf"
-
 _FILL = bytes(byte if byte in b"\r\n" else ord("x") for byte in range(256))
 _STRUCTURE = b'{}[],:" \t\r\n'
 _FILL_DEEP = bytes(byte if byte in _STRUCTURE else ord("x") for byte in range(256))
@@ -176,7 +175,7 @@ def fill_key(credential: str) -> str:
 def _fill_events(body: bytes) -> bytes:
     """Fill an event stream. A line that is no field stays none, as `x` is none."""
     out = bytearray(body)
-    begin = len(_BOM) if body.startswith(_BOM) else 0
+    begin = len(BOM) if body.startswith(BOM) else 0
     name, data = b"", list[tuple[int, int]]()
     for line in _LINE.finditer(body, begin):
         start, end = line.span(3)

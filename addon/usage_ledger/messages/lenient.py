@@ -1,14 +1,16 @@
 """JSON from outside, decoded field by field, also where strict readers refuse it.
 
-Room: messages. Imports the standard library and `msgspec`. Typed decoding skips what nobody asked for, so a body of
-many megabytes costs little; it refuses byte order marks, lone surrogates, bytes that are not UTF-8 and NaN, all of
-which clients let pass. Such a body is mended and decoded once more, never as a whole tree.
+Room: messages. Imports the standard library, `msgspec` and `text`. Typed decoding skips what nobody asked for, so a
+body of many megabytes costs little; it refuses byte order marks, lone surrogates, bytes that are not UTF-8 and NaN, all
+of which clients let pass. Such a body is mended and decoded once more, never as a whole tree.
 """
 
 import re
 from typing import Any
 
 import msgspec
+
+from usage_ledger.messages.text import BOM
 
 FIELD_LIMIT = 64 * 1024
 """A field whose JSON is longer than this many bytes is not decoded."""
@@ -38,7 +40,7 @@ def field(raw: msgspec.Raw) -> Any:
 
 def _mended(data: bytes) -> bytes:
     """Replace what strict readers refuse. What no number can be becomes a text, and so stays no number."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(BOM)
     data = data.decode("utf-8", "replace").encode()
     data = _SURROGATE.sub(rb"\\ufffd", data)
     if b"NaN" in data or b"Infinity" in data:

@@ -1,6 +1,6 @@
 """Server-sent events: from bytes to the few events that matter.
 
-Room: messages. Imports nothing but the standard library. Follows the WHATWG rules for event streams
+Room: messages. Imports the standard library and `text`. Follows the WHATWG rules for event streams
 (https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream) with one difference that the
 books need: an event that lacks its final blank line counts when the stream ended cleanly.
 
@@ -14,13 +14,13 @@ Bytes are searched with `find` and not with `in`, which first tries its operand 
 
 from collections.abc import Callable, Iterable
 
+from usage_ledger.messages.text import BOM
+
 EVENT_LIMIT = 256 * 1024
 """Bytes kept of one event. Recorded usage events have a few hundred; a longer event is reported as cut short."""
 
 _OVERLAP = 16
 """Bytes of a long event's tail that are kept, in which a marker or the blank line at its end may begin."""
-
-_BOM = b"\xef\xbb\xbf"
 
 
 class Event:
@@ -184,11 +184,11 @@ class EventReader:
     def _without_bom(self, data: bytes) -> bytes:
         """Drop one leading byte order mark, which may arrive in pieces."""
         head = (self._bom or b"") + data
-        if len(head) < len(_BOM) and _BOM.startswith(head):
+        if len(head) < len(BOM) and BOM.startswith(head):
             self._bom = head
             return b""
         self._bom = None
-        return head.removeprefix(_BOM)
+        return head.removeprefix(BOM)
 
     def _with_lf(self, data: bytes) -> bytes:
         """Turn CRLF and CR line ends into LF; a CRLF may be split between two pieces."""

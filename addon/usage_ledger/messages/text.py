@@ -4,6 +4,9 @@ Room: messages. Imports nothing but the standard library. Promises that what `cl
 bounded length that any terminal, log, CSV file and SQLite binding accepts.
 """
 
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark of UTF-8, with which some programs begin what they send."""
+
 LIMIT = 512
 """The most characters kept of one name, id or header."""
 

@@ -15,7 +15,7 @@ import msgspec
 from usage_ledger.messages import lenient
 from usage_ledger.messages.reader import MessageReader
 from usage_ledger.messages.sse import EVENT_LIMIT, Event, parse_event
-from usage_ledger.messages.text import text_or_none
+from usage_ledger.messages.text import BOM, text_or_none
 from usage_ledger.messages.usage import sift, value_at
 
 JSON_ANSWER = "JSON answer"
@@ -257,7 +257,7 @@ class _Cutter:
 
 
 def _with_lf(block: bytes) -> bytes:
-    return block.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return block.removeprefix(BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def _kind_of(event: Event) -> str:
