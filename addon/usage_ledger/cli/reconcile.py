@@ -6,6 +6,7 @@ Room: cli. Imports click, the upstream room and the ledger.
 import csv
 import json
 from collections import Counter
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -22,7 +23,7 @@ from usage_ledger.ledger.money import as_text
 from usage_ledger.ledger.reading import may_be_written, open_for_reading
 
 if TYPE_CHECKING:
-    from usage_ledger.upstream.reconcile import Result
+    from usage_ledger.upstream.reconcile import Bucket, Result
 
 _BY = ("day", "model", "key", "workspace")
 
@@ -165,8 +166,6 @@ def _days(days: list[str]) -> str:
 
 
 def _write_table(result: "Result", out: TextIO) -> None:
-    from usage_ledger.upstream.kinds import short
-    from usage_ledger.upstream.results import kinds_of
     from usage_ledger.upstream.verdicts import MEANING, SETTLED, Verdict
 
     columns = [
@@ -178,30 +177,38 @@ def _write_table(result: "Result", out: TextIO) -> None:
         Column("difference", rank=1),
         Column("verdict", to_the_right=False, rank=0),
     ]
-    lines, marked = [], []
+    lines, marked = list[list[str]](), set[int]()
     for bucket in result.buckets:
-        keys = list(bucket.keys)
-        if bucket.verdict is Verdict.MATCHES:
-            total = f"{sum(bucket.theirs.values()):,}"
-            lines.append([*keys, f"{bucket.requests:,}", "all", total, total, "0", str(bucket.verdict)])
-            continue
-        verdict = str(bucket.verdict)
-        if bucket.verdict is Verdict.FLAGGED:
-            verdict = f"ours short, {bucket.flagged:,} flagged"
-        for kind in kinds_of(bucket):
-            if kind["difference"] or bucket.verdict in (Verdict.BATCH, Verdict.UNKNOWN):
-                if bucket.verdict not in SETTLED:
-                    marked.append(len(lines))
-                numbers = [f"{kind[name]:,}" for name in ("ours", "theirs")]
-                name = short(kind["kind"])
-                lines.append([*keys, f"{bucket.requests:,}", name, *numbers, f"{kind['difference']:+,}", verdict])
+        told = list(_lines_of(bucket))
+        if bucket.verdict not in SETTLED:
+            marked |= set(range(len(lines), len(lines) + len(told)))
+        lines += told
     write_table(columns, lines, out, is_marked=lambda number: number in marked)
     for each in result.money:
         if each.verdict is Verdict.PRICE:
-            told = f"{each.day} {each.model}: {as_text(each.ours)} USD by our prices, {as_text(each.theirs)} USD billed"
-            say(out, f"price differs: {told}")
+            sides = f"{as_text(each.ours)} USD by our prices, {as_text(each.theirs)} USD billed"
+            say(out, f"price differs: {each.day} {each.model}: {sides}")
     counts = Counter([one.verdict for one in result.buckets] + [one.verdict for one in result.money])
     out.write("\n")
     for found, count in counts.most_common():
         meaning = f": {MEANING[found]}" if found in MEANING else ""
         out.write(f"{count:>6,}  {found}{meaning}\n")
+
+
+def _lines_of(bucket: "Bucket") -> Iterator[list[str]]:
+    """Yield the lines of a bucket: one where it matches, else one for each kind that differs."""
+    from usage_ledger.upstream.kinds import short
+    from usage_ledger.upstream.results import kinds_of
+    from usage_ledger.upstream.verdicts import Verdict
+
+    before = [*bucket.keys, f"{bucket.requests:,}"]
+    if bucket.verdict is Verdict.MATCHES:
+        total = f"{sum(bucket.theirs.values()):,}"
+        yield [*before, "all", total, total, "0", str(bucket.verdict)]
+        return
+    is_flagged = bucket.verdict is Verdict.FLAGGED
+    verdict = f"ours short, {bucket.flagged:,} flagged" if is_flagged else str(bucket.verdict)
+    for kind in kinds_of(bucket):
+        if kind["difference"] or bucket.verdict in (Verdict.BATCH, Verdict.UNKNOWN):
+            numbers = [f"{kind['ours']:,}", f"{kind['theirs']:,}", f"{kind['difference']:+,}"]
+            yield [*before, short(kind["kind"]), *numbers, verdict]

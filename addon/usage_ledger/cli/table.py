@@ -51,25 +51,7 @@ def write_table(
     widths = [
         max([len(column.heading), *(width_of(row[place]) for row in shown)]) for place, column in enumerate(columns)
     ]
-    kept = list(range(len(columns)))
-    dropped = []
-
-    def needed() -> int:
-        fixed = sum(widths[place] if columns[place].rank else min(widths[place], _NARROWEST) for place in kept)
-        return fixed + len(kept) - 1
-
-    terminal = terminal_width()
-    for place in sorted(kept, key=lambda place: (-columns[place].rank, -place)):
-        if needed() <= terminal or not columns[place].rank:
-            break
-        kept.remove(place)
-        dropped.append(columns[place].heading)
-    short = sum(widths[place] for place in kept) + len(kept) - 1 - terminal
-    for place in reversed(kept):
-        if short > 0 and not columns[place].rank:
-            given = min(short, max(0, widths[place] - _NARROWEST))
-            widths[place] -= given
-            short -= given
+    kept, dropped = _fit(columns, widths, terminal_width())
     colours = has_colours(out)
 
     def line(cells: Sequence[str]) -> str:
@@ -82,4 +64,28 @@ def write_table(
     for number, cells in enumerate(shown):
         text = line(cells)
         out.write((click.style(text, fg="yellow") if colours and is_marked(number) else text) + "\n")
-    return dropped
+    return [columns[place].heading for place in dropped]
+
+
+def _fit(columns: Sequence[Column], widths: list[int], terminal: int) -> tuple[list[int], list[int]]:
+    """Return the places of the columns that there is room for, and of the others; make those of rank 0 narrower where
+    it takes that.
+    """
+    kept, dropped = list(range(len(columns))), list[int]()
+
+    def needed() -> int:
+        fixed = sum(widths[place] if columns[place].rank else min(widths[place], _NARROWEST) for place in kept)
+        return fixed + len(kept) - 1
+
+    for place in sorted(kept, key=lambda place: (-columns[place].rank, -place)):
+        if needed() <= terminal or not columns[place].rank:
+            break
+        kept.remove(place)
+        dropped.append(place)
+    short = sum(widths[place] for place in kept) + len(kept) - 1 - terminal
+    for place in reversed(kept):
+        if short > 0 and not columns[place].rank:
+            given = min(short, max(0, widths[place] - _NARROWEST))
+            widths[place] -= given
+            short -= given
+    return kept, dropped
