@@ -9,11 +9,11 @@ bucket again changes nothing, and that one that says something else is never sto
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_ledger.ledger.marks import LedgerError
-from usage_ledger.ledger.moments import format_moment
+from usage_ledger.ledger.moments import start_of
 from usage_ledger.ledger.reading import Reader
 from usage_ledger.ledger.revisions import who
 
@@ -138,17 +138,17 @@ def store_buckets(editor: "Editor", answer: Answer, buckets: Sequence[Bucket], r
         number: int | None = None
         for bucket in buckets:
             known = _known(editor, answer, bucket)
-            if known is not None and Counter(known[1]) == Counter(bucket.lines):
+            if known is not None and Counter(known.lines) == Counter(bucket.lines):
                 same += 1
-                if not was_loaded_late(bucket.until, known[2]) and known[2] < answer.as_of:
+                if not was_loaded_late(bucket.until, known.loaded_at) and known.loaded_at < answer.as_of:
                     editor.connection.execute(
-                        "UPDATE bill_buckets SET loaded_at = ? WHERE number = ?", (answer.as_of, known[0])
+                        "UPDATE bill_buckets SET loaded_at = ? WHERE number = ?", (answer.as_of, known.number)
                     )
                 continue
             if known is not None:
                 if not replace:
-                    raise OverlapError(_difference(bucket, known[1]))
-                _forget(editor, answer.kind, known[0])
+                    raise OverlapError(_difference(bucket, known.lines))
+                _forget(editor, answer.kind, known.number)
             changed += known is not None
             new += known is None
             number = _store_answer(editor, answer) if number is None else number
@@ -164,10 +164,8 @@ def _compare_with_others(editor: "Editor", answer: Answer, buckets: Sequence[Buc
     """Raise `OverlapError` where a day that was just stored has other numbers in another source, or by hours."""
     if answer.kind != "usage":
         return
-    for day in sorted({bucket.since[:10] for bucket in buckets}):
-        start = datetime.fromisoformat(f"{day}T00:00:00+00:00")
-        end = format_moment(start + timedelta(days=1))
-        covers = whole_covers(bucket_spans(editor, "usage", format_moment(start), end))
+    for day in sorted({date.fromisoformat(bucket.since[:10]) for bucket in buckets}):
+        covers = whole_covers(bucket_spans(editor, "usage", start_of(day), start_of(day + timedelta(1))))
         totals = {}
         for (origin, width), spans in covers.items():
             lines = [line for span in spans for line in lines_of(editor, "usage", span.number)]
@@ -258,13 +256,20 @@ def lines_of(reader: Reader, kind: str, number: int) -> list[Any]:
     return [line(*row) for row in found]
 
 
-def _known(editor: "Editor", answer: Answer, bucket: Bucket) -> tuple[int, list[Any], str] | None:
-    """Return what is known of a bucket: its number, its lines, and as of when."""
+class _Known(NamedTuple):
+    """What is known of a bucket."""
+
+    number: int
+    lines: list[Any]
+    loaded_at: str
+
+
+def _known(editor: "Editor", answer: Answer, bucket: Bucket) -> _Known | None:
     found = editor.connection.execute(
         "SELECT number, loaded_at FROM bill_buckets WHERE kind = ? AND origin = ? AND since = ? AND until = ?",
         (answer.kind, answer.origin, bucket.since, bucket.until),
     ).fetchone()
-    return None if found is None else (found[0], lines_of(editor, answer.kind, found[0]), found[1])
+    return None if found is None else _Known(found[0], lines_of(editor, answer.kind, found[0]), found[1])
 
 
 def _store_answer(editor: "Editor", answer: Answer) -> int:
