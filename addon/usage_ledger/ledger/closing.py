@@ -89,7 +89,7 @@ def _archived(reader: Reader, since: str, until: str) -> dict[str, Any] | None:
     """Add up what archives have taken from a span; raise `LedgerError` where one has taken a part of a period."""
     total: dict[str, Any] | None = None
     for (after,) in reader.connection.execute("SELECT after FROM usage_revisions WHERE source = 'archive'"):
-        told = revisions.decoded(after)
+        told = revisions.values_of(after)
         periods = told.get("periods") if told.get("archive_hash") else None  # else it is an archive's own seal
         for period in periods if isinstance(periods, list) else ():
             if not isinstance(period, dict):
@@ -257,7 +257,7 @@ def broken(reader: Reader) -> Iterator[str]:
         for row in reader.connection.execute("SELECT position, until FROM usage_closings WHERE position IS NOT NULL")
     }
     for position in sorted(entries.keys() | known.keys()):
-        if revisions.decoded(entries.get(position)).get("closed_until") != known.get(position):
+        if revisions.values_of(entries.get(position)).get("closed_until") != known.get(position):
             yield f"closings: entry {position} of the trail and usage_closings do not say the same"
             return
     for closing in closings(reader):
@@ -301,4 +301,4 @@ def _told(reader: Reader, closing: Closing) -> dict[str, Any]:
     found = reader.connection.execute(
         "SELECT after FROM usage_revisions WHERE position = ?", (closing.position,)
     ).fetchone()
-    return revisions.decoded(found[0]) if found else {}
+    return revisions.values_of(found[0]) if found else {}

@@ -83,7 +83,7 @@ def head(connection: sqlite3.Connection) -> tuple[int, str]:
     return last or (0, "")
 
 
-def decoded(after: object) -> dict[str, Any]:
+def values_of(after: object) -> dict[str, Any]:
     """Return what an entry's `before` or `after` says; nothing where another program has broken it."""
     return as_object(after) or {}
 

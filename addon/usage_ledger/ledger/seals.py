@@ -32,7 +32,7 @@ def entry(reader: Reader, which: str) -> dict[str, Any]:
     if not reader.has_table("usage_revisions"):
         return {}
     found = reader.connection.execute(f"SELECT source, after FROM usage_revisions {which}").fetchone()
-    return revisions.decoded(found[1]) if found is not None and found[0] == "archive" else {}
+    return revisions.values_of(found[1]) if found is not None and found[0] == "archive" else {}
 
 
 def broken(reader: Reader) -> Iterator[str]:
@@ -87,7 +87,7 @@ def differ(reader: Reader, copy: Reader, name: Path) -> Iterator[str]:
     if sealed is None:
         yield f"{name}: entry {found[0]} of the trail names its seal, and it does not have it"
         return
-    for field, value in revisions.decoded(sealed[0]).items():
+    for field, value in revisions.values_of(sealed[0]).items():
         if field in told and told[field] != value:
             yield f"{name}: entry {found[0]} of the trail says {field} {told[field]}, and its seal {value}"
 
@@ -96,4 +96,4 @@ def _entries(reader: Reader) -> list[tuple[int, dict[str, Any]]]:
     found = reader.connection.execute(
         "SELECT position, after FROM usage_revisions WHERE source = 'archive' ORDER BY position"
     )
-    return [(position, revisions.decoded(after)) for position, after in found]
+    return [(position, revisions.values_of(after)) for position, after in found]
