@@ -24,7 +24,7 @@ import msgspec
 from usage_ledger.messages import lenient
 from usage_ledger.messages.sse import EVENT_LIMIT
 from usage_ledger.messages.text import BOM
-from usage_ledger.messages.usage import COUNT_PATHS
+from usage_ledger.messages.usage import COUNT_PATHS, PRICED_BY
 
 
 class _Zone(enum.Enum):
@@ -54,7 +54,7 @@ max_tokens_to_sample max_uses original_input_tokens temperature top_k top_p
 _NUMBERS = frozenset(_NUMBER_FIELDS.split())
 """Fields whose number is kept."""
 
-_USAGE_LABELS = frozenset({"type", "model", "service_tier", "inference_geo", "speed"})
+_USAGE_LABELS = frozenset({"type", "model", *PRICED_BY})
 _LABELS = _USAGE_LABELS | {"role", "stop_reason", "category", "ttl", "media_type"}
 """Fields whose text is kept where it is plain."""
 

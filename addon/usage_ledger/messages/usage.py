@@ -66,7 +66,10 @@ COUNT_PATHS: tuple[tuple[str, ...], ...] = (
 )
 """Where the API keeps each of `COUNT_NAMES` (SDK type `BetaUsage`)."""
 
-_TEXTS = ("service_tier", "inference_geo", "speed", "type", "model")
+PRICED_BY = ("service_tier", "inference_geo", "speed")
+"""What of a usage object its price goes by, beside the model."""
+
+_TEXTS = (*PRICED_BY, "type", "model")
 _GROUPS = frozenset(path[0] for path in COUNT_PATHS if len(path) == 2)
 
 

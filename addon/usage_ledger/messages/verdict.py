@@ -14,7 +14,7 @@ import msgspec
 from usage_ledger.messages.message import Message
 from usage_ledger.messages.rules import refusal_is_billed
 from usage_ledger.messages.text import clean
-from usage_ledger.messages.usage import Counts, Iteration, billed_beside_refusal, billed_by, says_anything
+from usage_ledger.messages.usage import PRICED_BY, Counts, Iteration, billed_beside_refusal, billed_by, says_anything
 
 RAW_LIMIT = 256 * 1024
 """Bytes of `usage_raw` kept; recorded usage objects have a few hundred."""
@@ -130,7 +130,7 @@ def _described(evidence: Evidence) -> Verdict:
         counts, iterations = billed_by(message.usage)
         verdict.counts.add(counts)
         verdict.iterations += iterations
-        for name in ("service_tier", "inference_geo", "speed"):
+        for name in PRICED_BY:
             setattr(verdict, name, _said(message.usage.get(name)) or getattr(verdict, name))
     differ = [name for name, said in _said_apart(evidence.messages).items() if len(said) > 1]
     if differ:
@@ -156,10 +156,7 @@ def _said_apart(messages: Sequence[Message]) -> dict[str, set[str | None]]:
     """What the messages of one body said of what their tokens cost."""
     return {
         "model": {message.model for message in messages if message.model},
-        **{
-            name: {_said((message.usage or {}).get(name)) for message in messages}
-            for name in ("service_tier", "inference_geo", "speed")
-        },
+        **{name: {_said((message.usage or {}).get(name)) for message in messages} for name in PRICED_BY},
     }
 
 
