@@ -14,7 +14,7 @@ NO_MOMENTS = (1e300, float("inf"), float("nan"), -1e12)
 
 
 def row(flow: http.HTTPFlow) -> Record:
-    judged = judge(flow, account="", tag_header="x-team", writer="")
+    judged = judge(flow, tag_header="x-team")
     assert judged is not None
     return judged.entry.record
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from usage_ledger.ledger.columns import STATES
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.moments import as_moment, as_span, now
 from usage_ledger.ledger.paths import ledger_path
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 LEDGERS_LIMIT = 11
 """SQLite attaches 10 files to one."""
-
-STATES = ("pending", "complete", "partial", "missing", "none")
 
 
 class Moment(click.ParamType[str]):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from usage_ledger.cli.changes import with_reopen
+from usage_ledger.cli.exchanging import TOLD, fleet_extra, warn
 from usage_ledger.cli.options import Words, filters_from, own_pricer, with_filters, with_ledger, with_prices
 from usage_ledger.cli.output import for_people
-from usage_ledger.cli.push import TOLD, fleet_extra, warn
 
 if TYPE_CHECKING:
     from usage_ledger.fleet.pulling import Impossible, Pulled

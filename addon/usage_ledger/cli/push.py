@@ -7,13 +7,12 @@ wrong, nothing is lost: what was not acknowledged is pushed again.
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import click
 
+from usage_ledger.cli.exchanging import TOLD, fleet_extra, warn
 from usage_ledger.cli.options import Span, Words, with_ledger
 from usage_ledger.cli.output import for_people, on_one_line
 from usage_ledger.ledger.marks import LedgerError
@@ -23,9 +22,6 @@ PATIENCE_SECONDS = 30.0
 """So long a single push waits for a server that is away."""
 
 LONGEST_PAUSE_SECONDS = 60.0
-
-TOLD = 20
-"""So many rows that were not taken are named, of each kind; the rest is counted."""
 
 NAME_LIMIT = 128
 
@@ -87,22 +83,6 @@ def push(dsn: str, db: Path, follow: bool, interval: timedelta, source: str | No
         if not follow:
             return 1 if run.left else 0
         time.sleep(interval.total_seconds())
-
-
-@contextmanager
-def fleet_extra() -> Iterator[None]:
-    """Say what to install where the extra is not there."""
-    try:
-        yield
-    except ImportError as error:
-        raise click.ClickException(
-            f"this needs the extra `fleet` ({error}): pip install 'claude-usage-ledger[fleet]'"
-        ) from error
-
-
-def warn(what: str) -> None:
-    """Say something on stderr, in one line."""
-    click.echo(f"usage-ledger: {on_one_line(what)}", err=True)
 
 
 class _Run:

@@ -8,11 +8,11 @@ a ledger that does not know the name is not the one that pushed last.
 
 from collections.abc import Callable
 
-from usage_ledger.fleet.schema import Connection
+from usage_ledger.fleet.schema import LOCK, Connection
 from usage_ledger.fleet.server import FleetError
 from usage_ledger.ledger.outbox import Outbox, Pushes
 
-_LOCK = "hashtextextended(%s, 7305804402131268210)"
+_LOCK = f"hashtextextended(%s, {LOCK})"
 
 _RESTORED = (
     "the ledger was restored from a backup, or is a copy; push it with --as-new (a copy with a --source of its own), "

@@ -7,7 +7,6 @@ edited there by a row that does not know of it, and that every change that is no
 """
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -17,11 +16,13 @@ from typing import Any, NamedTuple
 from psycopg import errors, sql
 
 from usage_ledger.fleet.exchange import common_trail
+from usage_ledger.fleet.jsonb import mended
 from usage_ledger.fleet.schema import ACCESS, Connection, make_partition
 from usage_ledger.fleet.server import FleetError
-from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, JSON_COLUMNS
+from usage_ledger.ledger import revisions
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, STATES
 from usage_ledger.ledger.corrections import CORRECTED_AT
-from usage_ledger.ledger.outbox import ADJUSTMENT_COLUMNS, NULL, REVISION_COLUMNS, SEPARATOR, Batch, Outbox, line_of
+from usage_ledger.ledger.outbox import ADJUSTMENT_COLUMNS, NULL, SEPARATOR, Batch, Outbox, line_of
 
 BATCH = 5_000
 """Rows a transaction."""
@@ -42,10 +43,10 @@ def _rank(row: str) -> str:
     """SQL for the worth of a row, as in `merging`: corrected > complete > none > partial > missing; accepted counts
     more than not accepted.
     """
+    ranks = " ".join(f"WHEN '{state}' THEN {rank}" for rank, state in enumerate(STATES))
     return (
-        f"CASE WHEN {_says(row, '_manually_updated')} THEN 10 ELSE {_says(row, '_accepted')}::int + 2 * "
-        f"CASE {row}.usage_state WHEN 'complete' THEN 4 WHEN 'none' THEN 3 WHEN 'partial' THEN 2 "
-        "WHEN 'missing' THEN 1 ELSE 0 END END"
+        f"CASE WHEN {_says(row, '_manually_updated')} THEN {2 * len(STATES)} ELSE {_says(row, '_accepted')}::int + 2 * "
+        f"CASE {row}.usage_state {ranks} ELSE 0 END END"
     )
 
 
@@ -235,7 +236,7 @@ class Pusher:
 
     def push(self) -> Iterator[Pushed]:
         """Push all that waits now, batch by batch. What is left waits for the next push."""
-        yield from self._push_growing("revisions", "usage_revisions", REVISION_COLUMNS)
+        yield from self._push_growing("revisions", "usage_revisions", revisions.COLUMNS)
         yield from self._push_growing("adjustments", "usage_adjustments", ADJUSTMENT_COLUMNS)
         until = self._outbox.last()
         with ThreadPoolExecutor(1) as reading:
@@ -403,32 +404,3 @@ class Pusher:
                 self._grow(table, columns, [line])
             except _UNTAKEABLE:
                 yield Left(f"{number} of {kind}", f"{UNTAKEABLE}, and stays out of the books; see verify")
-
-
-def mended(cells: Sequence[Any]) -> list[Any]:
-    """Return a row's cells (`COLUMNS`) as PostgreSQL takes them: JSON that it cannot hold is a text within JSON."""
-    result = list(cells)
-    for place, name in enumerate(COLUMNS):
-        if name in JSON_COLUMNS and result[place] is not None:
-            result[place] = _mended_json(str(result[place]))
-    return result
-
-
-def _mended_json(text: str) -> str:
-    try:
-        value = _mended(json.loads(text))
-    except (ValueError, RecursionError):
-        value = _mended({"_not_json": text})
-    return json.dumps(value).replace(r"\u0000", r"\ufffd")
-
-
-def _mended(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    if isinstance(value, list):
-        return [_mended(each) for each in value]
-    if isinstance(value, dict):
-        return {_mended(name): _mended(each) for name, each in value.items()}
-    return value

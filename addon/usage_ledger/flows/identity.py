@@ -83,10 +83,9 @@ def name_answer(record: Record, headers: Mapping[str, str], account: str) -> Non
 
 
 def rate_limits(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the `anthropic-ratelimit-*` headers under their full names, cleaned."""
+    """Return the `anthropic-ratelimit-*` headers (names as in `folded`) under their full names, cleaned."""
     limits: dict[str, str] = {}
     for name, value in headers.items():
-        lowered = name.lower()
-        if lowered.startswith("anthropic-ratelimit-") and len(limits) < 32:
-            limits[text_or_none(lowered, 64) or ""] = text_or_none(value, 64) or ""
+        if name.startswith("anthropic-ratelimit-") and len(limits) < 32:
+            limits[text_or_none(name, 64) or ""] = text_or_none(value, 64) or ""
     return limits

@@ -59,7 +59,7 @@ def ids_of(http_flow: http.HTTPFlow) -> set[str]:
     if http_flow.response is not None:
         ids.add(http_flow.response.headers.get("request-id", ""))
     if is_from_har(http_flow):
-        judged = judge(http_flow, account="", tag_header="", writer="")
+        judged = judge(http_flow)
         ids |= {judged.entry.record.id} if judged is not None else set()
     return ids
 
@@ -87,7 +87,7 @@ def inspect(
         tracers.append(Tracer(encoding, listen, limit))
         return tracers[-1]
 
-    judged = judge(http_flow, account="", tag_header="", writer="", reader_for=tracer_for)
+    judged = judge(http_flow, reader_for=tracer_for)
     response = http_flow.response
     headers = http.Headers() if response is None else response.headers
     found = Inspection(

@@ -20,11 +20,12 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 
 from usage_ledger.flows.kept import kept_value
 from usage_ledger.flows.notes import is_not_connected, note, note_not_connected, noted
-from usage_ledger.flows.replay import ANY_ENCODING, Judged, client_left, is_from_har, judge
+from usage_ledger.flows.replay import Judged, client_left, encoding_of, is_from_har, judge
 from usage_ledger.flows.rows import uuid_of
 from usage_ledger.messages import COUNT_NAMES, Ending
 from usage_ledger.messages.decoding import DecodingError, decoder_for
 from usage_ledger.messages.filler import fill_key, fill_request, fill_response, fill_text
+from usage_ledger.messages.usage import PRICED_BY
 
 _KNOWN = re.compile(
     r"authorization|cf-ray|content-encoding|content-type|cookie|forwarded|host|location|origin|proxy-authorization"
@@ -59,19 +60,15 @@ class RedactionError(Exception):
 
 def redact(http_flow: http.HTTPFlow) -> None:
     """Redact a flow in place; raise `RedactionError` where that would change its verdict."""
-    name, before = http_flow.id, _judged(http_flow)
+    name, before = http_flow.id, judge(http_flow)
     from_har = is_from_har(http_flow)
     _redact_bodies(http_flow, from_har)
     _redact_heads(http_flow)
     _redact_surroundings(http_flow, from_har)
-    after = _judged(http_flow)
+    after = judge(http_flow)
     differ = list(_differences(before, after, from_har))
     if differ:
         raise RedactionError(f"flow {name} cannot be redacted so that its verdict stays: {', '.join(differ)}")
-
-
-def _judged(http_flow: http.HTTPFlow) -> Judged | None:
-    return judge(http_flow, account="", tag_header="", writer="")
 
 
 # Bodies.
@@ -84,7 +81,7 @@ def _redact_bodies(http_flow: http.HTTPFlow, from_har: bool) -> None:
         _replace(request, _redacted(request.raw_content, encoding, fill_request, sniffs=False))
     if response is not None and response.raw_content:
         size = len(response.raw_content)
-        encoding = response.headers.get("content-encoding", "") or (ANY_ENCODING if from_har else "")
+        encoding = encoding_of(response, from_har)
         _replace(response, _redacted(response.raw_content, encoding, fill_response, sniffs=True))
         if len(response.raw_content) != size and type(noted(http_flow).get("response_bytes")) is not int:
             note(http_flow, response_bytes=size)
@@ -279,16 +276,13 @@ def _facts_of(judged: Judged) -> dict[str, Any]:
         "response_bytes": record.response_bytes,
         "metadata": verdict.metadata,
         **{name: getattr(verdict.counts, name) for name in COUNT_NAMES},
-        **{name: getattr(verdict, name) for name in ("model", "message_id", "stop_reason", *_PRICED_BY)},
+        **{name: getattr(verdict, name) for name in ("model", "message_id", "stop_reason", *PRICED_BY)},
         "iterations": len(verdict.iterations),
     }
     for number, iteration in enumerate(judged.entry.iterations):
         for name in ("type", "model", "billed", *(each for each in COUNT_NAMES if hasattr(iteration, each))):
             facts[f"iteration {number + 1} {name}"] = getattr(iteration, name)
     return facts
-
-
-_PRICED_BY = ("service_tier", "inference_geo", "speed")
 
 
 def _is_same(before: Any, after: Any) -> bool:

@@ -18,7 +18,7 @@ from usage_ledger.ledger.finding import Row
 from usage_ledger.ledger.record import Entry
 from usage_ledger.messages import Ending, MessageReader, Reason, State, Verdict, body_not_captured, read_request
 
-ANY_ENCODING = "br"
+_ANY_ENCODING = "br"
 """Stands for an encoding that is not told: what is neither text nor known by its beginning is tried as each."""
 
 
@@ -38,15 +38,15 @@ class Judged(NamedTuple):
 
 def judge(
     http_flow: http.HTTPFlow,
-    account: str,
-    tag_header: str,
-    writer: str,
+    account: str = "",
+    tag_header: str = "",
+    writer: str = "",
     reader_for: Callable[[str], MessageReader] = MessageReader,
 ) -> Judged | None:
     """Judge a captured flow; None where the flow left no row when it was live.
 
-    `account` and `tag_header` are the options of the same names, `writer` is who writes the row. `reader_for` makes the
-    reader of its body, by the body's encoding.
+    `account` and `tag_header` are the options of the same names, `writer` is who writes the row, where it is written.
+    `reader_for` makes the reader of its body, by the body's encoding.
     """
     facts = noted(http_flow)
     from_har = is_from_har(http_flow)
@@ -117,13 +117,15 @@ def _verdict(
         captured = bool(response.raw_content) or is_empty
     if not captured:
         return body_not_captured(), False
-    encoding = response.headers.get("content-encoding", "")
-    if from_har:
-        encoding = encoding or ANY_ENCODING  # reading a HAR drops the header also where the body could not be decoded
-    reader = reader_for(encoding)
+    reader = reader_for(encoding_of(response, from_har))
     reader.feed(response.raw_content or b"")
     reader.finish(clean=ending is Ending.FINISHED)
     return reader.verdict(ending, response.status_code, rows.day(http_flow)), True
+
+
+def encoding_of(response: http.Response, from_har: bool) -> str:
+    """Return the encoding of a captured body. Reading a HAR drops the header also where it could not be decoded."""
+    return response.headers.get("content-encoding", "") or (_ANY_ENCODING if from_har else "")
 
 
 def _response(http_flow: http.HTTPFlow) -> http.Response | None:
@@ -139,9 +141,9 @@ def _ending(http_flow: http.HTTPFlow, facts: dict[str, object], from_har: bool) 
         return None
     if response is not None and response.headers.get(REFUSED_HEADER) == "blocked":
         return None
-    noted = facts.get("ending")
-    if isinstance(noted, str) and noted in Ending.__members__:
-        return Ending[noted]
+    told = facts.get("ending")
+    if isinstance(told, str) and told in Ending.__members__:
+        return Ending[told]
     if request.timestamp_end is None and error is not None:
         return None  # the client aborted its upload: nothing went upstream
     if from_har and is_not_connected(http_flow):

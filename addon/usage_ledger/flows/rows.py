@@ -6,29 +6,21 @@ build their rows here, so that a replayed flow finds its row and says the same.
 
 import hashlib
 import time
-from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import msgspec
 from mitmproxy import http
 
+from usage_ledger.flows.bodies import EVENT_STREAM, media_type
 from usage_ledger.flows.identity import folded, name_answer, name_requester, rate_limits, without_keys
-from usage_ledger.ledger.filters import format_moment
+from usage_ledger.ledger.columns import ITERATION_COUNTS
+from usage_ledger.ledger.moments import moment
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.messages import COUNT_NAMES, Ending, MessageReader, RequestFields, State, Verdict, clean, text_or_none
 
-BODY_LIMIT = 64 * 1024 * 1024
-"""Bytes of a streamed request body that are kept for its few fields."""
-
 PATH_LIMIT = 512
 _EPOCH = datetime.fromtimestamp(0, UTC)
-EVENT_STREAM = "text/event-stream"
-
-
-def moment(timestamp: float) -> str:
-    """Format a Unix time (seconds) the way the ledger holds times."""
-    return format_moment(datetime.fromtimestamp(timestamp, UTC))
 
 
 def is_moment(timestamp: float) -> bool:
@@ -158,19 +150,6 @@ def progress_record(record: Record, response: http.Response, verdict: Verdict, a
     return record
 
 
-def reader_for(response: http.Response) -> MessageReader:
-    """Return a reader for a response's body, by its headers."""
-    return MessageReader(response.headers.get("content-encoding", ""))
-
-
-def read_whole(response: http.Response, clean: bool) -> MessageReader:
-    """Read a body that is there in one piece."""
-    reader = reader_for(response)
-    reader.feed(response.raw_content or b"")
-    reader.finish(clean)
-    return reader
-
-
 def day(flow: http.HTTPFlow) -> date:
     """Return the UTC day on which a request began."""
     return datetime.fromtimestamp(flow.request.timestamp_start, UTC).date()
@@ -203,44 +182,10 @@ def iteration_rows(row_id: str, verdict: Verdict) -> list[IterationRow]:
             type=iteration.type,
             model=iteration.model,
             billed=None if iteration.billed is None else int(iteration.billed),
-            input_tokens=iteration.counts.input_tokens,
-            output_tokens=iteration.counts.output_tokens,
-            cache_creation_input_tokens=iteration.counts.cache_creation_input_tokens,
-            cache_creation_5m_input_tokens=iteration.counts.cache_creation_5m_input_tokens,
-            cache_creation_1h_input_tokens=iteration.counts.cache_creation_1h_input_tokens,
-            cache_read_input_tokens=iteration.counts.cache_read_input_tokens,
+            **{name: getattr(iteration.counts, name) for name in ITERATION_COUNTS},
         )
         for position, iteration in enumerate(verdict.iterations)
     ]
-
-
-def is_event_stream(response: http.Response) -> bool:
-    """Whether a response is a stream of server-sent events by its content type."""
-    return media_type(response.headers) == EVENT_STREAM
-
-
-def media_type(headers: Mapping[str, str]) -> str:
-    """Return the media type that a response's headers tell, without parameters."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def log_line(record: Record) -> tuple[str, bool]:
-    """Return the line that the log gets for a settled row, and whether it is a warning."""
-    if not record.requires_manual_review:
-        return (
-            f"📊 usage recorded: {record.model} in={record.input_tokens} out={record.output_tokens} "
-            f"cache_write={record.cache_creation_input_tokens} cache_read={record.cache_read_input_tokens} "
-            f"({record.usage_state})",
-            False,
-        )
-    request = record.request_id or record.id
-    if record.review_reason == "no_usage_data":
-        return (
-            "⚠️ Stream completed without usage data - recording basic request for billing consistency: "
-            f"{record.model} {request}",
-            True,
-        )
-    return f"⚠️ usage flagged for review: {record.model} {request} {record.review_reason} ({record.usage_state})", True
 
 
 def _start(record: Record) -> float:

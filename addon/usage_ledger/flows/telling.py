@@ -1,7 +1,7 @@
-"""Telling: an inspected flow as lines for a person.
+"""Telling: an inspected flow, and a row that was settled, as lines for a person.
 
-Room: flows. Imports the messages room. Used on the terminal and in mitmproxy's own views. Promises that each line is
-one line whatever the traffic holds.
+Room: flows. Imports the messages room, the ledger's record and its neighbours in this room. Used on the terminal, in
+mitmproxy's own views and in its log. Promises that each line is one line whatever the traffic holds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +9,7 @@ from textwrap import wrap
 from typing import Any
 
 from usage_ledger.flows.inspecting import Inspection
+from usage_ledger.ledger.record import Record
 from usage_ledger.messages import COUNT_NAMES, Ending, clean
 from usage_ledger.messages.tracing import NOT_VALID, TracedEvent
 from usage_ledger.messages.words import as_shown, span
@@ -149,3 +150,22 @@ def _wrapped(first: str, text: str, width: int, rest: str | None = None) -> Iter
     lines = wrap(text, max(width - len(first), 24), break_long_words=False, break_on_hyphens=False) or [""]
     yield (first + lines[0]).rstrip()
     yield from (indent + line for line in lines[1:])
+
+
+def log_line(record: Record) -> tuple[str, bool]:
+    """Return the line that the log gets for a settled row, and whether it is a warning."""
+    if not record.requires_manual_review:
+        return (
+            f"📊 usage recorded: {record.model} in={record.input_tokens} out={record.output_tokens} "
+            f"cache_write={record.cache_creation_input_tokens} cache_read={record.cache_read_input_tokens} "
+            f"({record.usage_state})",
+            False,
+        )
+    request = record.request_id or record.id
+    if record.review_reason == "no_usage_data":
+        return (
+            "⚠️ Stream completed without usage data - recording basic request for billing consistency: "
+            f"{record.model} {request}",
+            True,
+        )
+    return f"⚠️ usage flagged for review: {record.model} {request} {record.review_reason} ({record.usage_state})", True

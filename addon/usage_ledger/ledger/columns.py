@@ -16,6 +16,9 @@ COUNT_COLUMNS = (
 )
 """The counts that upstream tells."""
 
+STATES = ("pending", "missing", "partial", "none", "complete")
+"""The states of a row's usage, those that are worth more behind those that are worth less."""
+
 TOTALLED = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 """The counts that `total_tokens` adds up."""
 

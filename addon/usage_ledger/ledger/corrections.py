@@ -6,14 +6,13 @@ in the review queue any more. A better row of a proxy still replaces an accepted
 """
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from usage_ledger.ledger.columns import CACHE_DURATIONS, COLUMNS, COUNT_COLUMNS, COUNT_LIMIT, TOTALLED
+from usage_ledger.ledger.columns import CACHE_DURATIONS, COLUMNS, COUNT_COLUMNS, COUNT_LIMIT, STATES, TOTALLED
 from usage_ledger.ledger.editing import Change
-from usage_ledger.ledger.moments import format_moment
+from usage_ledger.ledger.moments import now
 from usage_ledger.ledger.record import Entry, IterationRow, Record, fields_of, metadata_of
 
 CORRECTED_COLUMNS = (
@@ -64,7 +63,7 @@ def correction(
     if split != counts["cache_creation_input_tokens"]:
         metadata["_cache_split_unknown"] = True
     metadata["_manually_updated"] = True
-    metadata[CORRECTED_AT] = at or format_moment(datetime.now(UTC))
+    metadata[CORRECTED_AT] = at or now()
     new = Entry(
         msgspec.structs.replace(
             old,
@@ -121,12 +120,10 @@ def is_final(record: Record) -> bool:
     return record.usage_state == "complete" or is_corrected(record)
 
 
-_RANKS = {"complete": 4, "none": 3, "partial": 2, "missing": 1}
-
-
 def worth(record: Record) -> tuple[int, int]:
     """Return what a row is worth, to compare: more where it was accepted, and of two lower bounds the larger one."""
     if is_corrected(record):
-        return 2 * len(_RANKS) + 2, 0
+        return 2 * len(STATES), 0
+    rank = STATES.index(record.usage_state) if record.usage_state in STATES else 0
     is_partial = record.usage_state == "partial"
-    return 2 * _RANKS.get(record.usage_state, 0) + is_accepted(record), record.total_tokens if is_partial else 0
+    return 2 * rank + is_accepted(record), record.total_tokens if is_partial else 0

@@ -1,12 +1,10 @@
 """Filters: which rows a reading command is about.
 
-Room: ledger. Imports the standard library and `moments`. Every value from outside is bound, never written into SQL.
+Room: ledger. Imports the standard library only. Every value from outside is bound, never written into SQL.
 """
 
 import dataclasses
 import re
-
-from usage_ledger.ledger.moments import format_moment as format_moment  # where `flows.rows` still looks for it
 
 CORRECTED = "(CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$._manually_updated') END IS 1)"
 """SQL: rows that a person has corrected."""

@@ -38,6 +38,11 @@ def format_moment(moment: datetime) -> str:
     return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
+def moment(timestamp: float) -> str:
+    """Return a Unix time (seconds) as the ledger holds times."""
+    return format_moment(datetime.fromtimestamp(timestamp, UTC))
+
+
 def start_of(day: date) -> str:
     """Return when a UTC day begins, as the ledger holds times."""
     return f"{day.isoformat()}T00:00:00.000Z"

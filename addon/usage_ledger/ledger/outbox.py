@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from usage_ledger.ledger import revisions
+from usage_ledger.ledger.bill import KINDS
 from usage_ledger.ledger.bounds import BEYOND, ITERATION_BEYOND, beyond
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, NUMBER_COLUMNS
 from usage_ledger.ledger.editing import Editor, open_for_editing
@@ -23,14 +25,7 @@ from usage_ledger.ledger.marks import LedgerError
 from usage_ledger.ledger.presence import is_alive, new_writer_id
 from usage_ledger.ledger.store import Store
 
-REVISION_COLUMNS = (
-    *("position", "revised_at", "revised_by", "source", "reason", "record_id", "before", "after", "hash"),
-)
-ADJUSTMENT_COLUMNS = (
-    *("number", "position", "day", "model", "api_key", "workspace", "input_tokens", "output_tokens"),
-    *("cache_creation_5m_input_tokens", "cache_creation_1h_input_tokens", "cache_read_input_tokens"),
-    "web_search_requests",
-)
+ADJUSTMENT_COLUMNS = ("number", "position", "day", "model", "api_key", "workspace", *KINDS)
 
 
 class Pushes(NamedTuple):
@@ -464,6 +459,6 @@ class Outbox:
 
 
 _GROWING = {
-    "revisions": ("usage_revisions", REVISION_COLUMNS, "position"),
+    "revisions": ("usage_revisions", revisions.COLUMNS, "position"),
     "adjustments": ("bill_adjustments", ADJUSTMENT_COLUMNS, "number"),
 }

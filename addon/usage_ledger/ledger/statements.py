@@ -16,16 +16,14 @@ from typing import Any
 
 from msgspec.structs import astuple
 
-from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS
+from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, STATES
 from usage_ledger.ledger.record import Entry, Record
 
 
 def _rank(row: str) -> str:
     """SQL for the worth of a row that is in flight or settled by the proxy; corrected rows outrank all of these."""
-    return (
-        f"CASE {row}.usage_state WHEN 'complete' THEN 4 WHEN 'none' THEN 3 WHEN 'partial' THEN 2 "
-        f"WHEN 'missing' THEN 1 ELSE 0 END"
-    )
+    ranks = " ".join(f"WHEN '{state}' THEN {rank}" for rank, state in enumerate(STATES))
+    return f"CASE {row}.usage_state {ranks} ELSE 0 END"
 
 
 def _values(columns: tuple[str, ...]) -> str:

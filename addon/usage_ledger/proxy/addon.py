@@ -24,7 +24,7 @@ from usage_ledger.flows.files import is_har_of_mitmproxys
 from usage_ledger.flows.metered import is_chosen, metered
 from usage_ledger.flows.notes import is_noted, note, note_not_connected
 from usage_ledger.flows.replay import is_from_har, judge
-from usage_ledger.flows.rows import log_line
+from usage_ledger.flows.telling import log_line
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
 from usage_ledger.prices import loading

@@ -140,7 +140,7 @@ def _other_ids(ledger: Reader, flows: Sequence[http.HTTPFlow]) -> list[str]:
         judged = None
         with _naming(each):
             if metered(each, chosen) is not None:
-                judged = judge(each, account="", tag_header="", writer="")
+                judged = judge(each)
         row = row_of(ledger, judged.entry) if judged is not None else None
         if row is not None:
             ids.append(row.id)

@@ -11,8 +11,9 @@ from copy import copy
 
 from mitmproxy import connection, flow, http
 
-from usage_ledger.flows import rows
+from usage_ledger.flows import bodies, rows
 from usage_ledger.flows.notes import REFUSED_HEADER, forget, note
+from usage_ledger.flows.telling import log_line
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.writer import Writer
 from usage_ledger.messages import Ending, MessageReader, Verdict, read_request
@@ -68,7 +69,7 @@ class Exchange:
     def stream_request(self) -> None:
         """Let the request's body go upstream as it comes, and keep it for its fields."""
         inner = self.flow.request.stream
-        self._request_tap = RequestTap(rows.BODY_LIMIT, inner if callable(inner) else None)
+        self._request_tap = RequestTap(bodies.REQUEST_LIMIT, inner if callable(inner) else None)
         self.flow.request.stream = self._request_tap.pass_on
 
     def read_body(self) -> None:
@@ -114,12 +115,12 @@ class Exchange:
         if response.raw_content is not None or self.flow.is_replay == "response":
             self.answered_by_proxy = True  # upstream's answers have no body yet when their headers come
             return
-        media_type = rows.media_type(response.headers)
-        streams = response.stream or media_type == rows.EVENT_STREAM or self.settings.streams_large_bodies
+        media_type = bodies.media_type(response.headers)
+        streams = response.stream or media_type == bodies.EVENT_STREAM or self.settings.streams_large_bodies
         if streams or (self.record.stream and media_type != "application/json"):
             inner = response.stream
             self._tap = ResponseTap(
-                rows.reader_for(response), self.settings.capture_limit, inner if callable(inner) else None
+                bodies.reader_for(response), self.settings.capture_limit, inner if callable(inner) else None
             )
             response.stream = self._tap.pass_on
 
@@ -164,7 +165,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
             self._report(error)
             entry = rows.unjudged_entry(copy(self.record), self.flow, ending)
-        line, warns = rows.log_line(entry.record)
+        line, warns = log_line(entry.record)
         _log.log(logging.WARNING if warns else logging.INFO, line)
         stored = self.writer.submit(entry)
         if self.settings.alerts is not None:
@@ -202,7 +203,7 @@ class Exchange:
             reader = tap.reader
             reader.finish(ending is Ending.FINISHED)
         elif response is not None and response.raw_content and response.status_code < 400:
-            reader = rows.read_whole(response, clean=ending is Ending.FINISHED)
+            reader = bodies.read_whole(response, clean=ending is Ending.FINISHED)
         return reader.verdict(ending, None if response is None else response.status_code, rows.day(self.flow))
 
     def _put_bodies_back(self, tap: ResponseTap | None) -> None:

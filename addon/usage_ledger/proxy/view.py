@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from mitmproxy import contentviews, http
 
+from usage_ledger.flows.bodies import is_event_stream
 from usage_ledger.flows.inspecting import inspect
 from usage_ledger.flows.metered import metered
-from usage_ledger.flows.rows import is_event_stream
 from usage_ledger.flows.telling import lines_of
 from usage_ledger.messages import clean
 from usage_ledger.messages.assembling import Assembler
