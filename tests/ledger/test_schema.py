@@ -135,6 +135,11 @@ def test_a_ledger_is_marked_with_its_application_and_its_major_version(tmp_path:
     assert marks(migrated(tmp_path / "usage.db")) == (APPLICATION_ID, MAJOR)
 
 
+def test_pages_are_so_large_that_rows_fill_them(tmp_path: Path) -> None:
+    with connect(migrated(tmp_path / "usage.db")) as connection:
+        assert connection.execute("PRAGMA page_size").fetchone() == (8192,)
+
+
 def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
     path = tmp_path / "usage.db"
     path.touch()
