@@ -233,6 +233,7 @@ def replay(folder: Path, rows: int) -> Iterator[Line]:
         for number in range(flows):
             flow.id = str(uuid.UUID(int=number))
             flow.request.timestamp_start += 0.001
+            flow.response.headers["request-id"] = f"req_{number:024x}"
             file.write(as_saved(flow))
     bare = [mitmproxys("mitmdump"), "-q", "-nr", capture]
 

@@ -183,6 +183,17 @@ FIND_ARCHIVED = f"""
 start, whether that is redacted, whether its id does not last, and the microseconds of its start. As `FIND_BY_START` and
 `FIND_ELSEWHERE` find the rows that were not."""
 
+FIND_LIKELY = """
+    SELECT asked.value ->> 0 FROM json_each(?1) AS asked
+    WHERE NOT EXISTS (SELECT 1 FROM usage_records WHERE id = asked.value ->> 1) AND (
+        EXISTS (SELECT 1 FROM usage_records WHERE id = asked.value ->> 2)
+        OR EXISTS (SELECT 1 FROM usage_records WHERE occurred_at = asked.value ->> 3)
+        OR EXISTS (SELECT 1 FROM usage_records WHERE request_id = asked.value ->> 4)
+    )
+"""
+"""Which of these may have a row under another id than their own: each a list of its number, its id, its alias, its
+start and its request id. Most have none, and one look at all of them tells that."""
+
 FIND_BY_START = f"""
     SELECT id FROM usage_records
     WHERE occurred_at = ?1 AND {_same_start("id", "?2", "?3")}

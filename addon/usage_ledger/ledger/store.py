@@ -7,6 +7,7 @@ whole or not at all, that files are private, and that opening a ledger settles t
 import contextlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -85,7 +86,8 @@ class Store:
         with self.transaction():
             # What is read again may have been archived, also a moment ago. A live request gets its row in any case.
             entries = self.without_archived(entries, _may_be_known)
-            for plain, run in groupby(entries, _is_plain):
+            likely = self._likely_elsewhere(entries)
+            for plain, run in groupby(entries, lambda entry: _is_plain(entry) and id(entry) not in likely):
                 if plain:
                     self._upsert(list(run))
                 else:
@@ -118,6 +120,24 @@ class Store:
         changed = self.connection.execute(f"{statement(1)} RETURNING id", statements.values([entry.record])).fetchall()
         if changed and entry.iterations:
             self.connection.execute(statements.INSERT_ITERATIONS, (_as_json(entry.iterations),))
+
+    def _likely_elsewhere(self, entries: list[Entry]) -> set[int]:
+        """Return which entries (by `id`) of captures have to be looked for: a row of theirs may have another id."""
+        read_again = [entry for entry in entries if entry.alias is not None]
+        starts = Counter(entry.record.occurred_at for entry in read_again)
+        requests = Counter(entry.record.request_id for entry in read_again if entry.record.request_id)
+        asked = [
+            (place, entry.record.id, entry.alias, entry.record.occurred_at, entry.record.request_id)
+            for place, entry in enumerate(read_again)
+        ]
+        told = self.connection.execute(statements.FIND_LIKELY, (_as_json(asked),)) if asked else ()
+        found = {row[0] for row in told}
+        return {
+            id(entry)
+            for place, entry in enumerate(read_again)
+            # A capture may hold a request twice, and then both are in this batch.
+            if place in found or starts[entry.record.occurred_at] > 1 or requests[entry.record.request_id or ""] > 1
+        }
 
     def without_archived(self, entries: list[Entry], may_be: Callable[[Entry], bool]) -> list[Entry]:
         """Leave out entries whose rows were archived, of those that may be."""
@@ -183,7 +203,7 @@ def _rename(entry: Entry, row_id: str) -> None:
 
 def _is_plain(entry: Entry) -> bool:
     """Whether one statement can write this entry together with others."""
-    return not (entry.iterations or entry.identify or entry.alias or entry.only_new or entry.redacted)
+    return not (entry.iterations or entry.identify or entry.only_new or entry.redacted)
 
 
 def _may_be_known(entry: Entry) -> bool:
