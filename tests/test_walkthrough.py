@@ -1,8 +1,8 @@
 """What README shows is what happens: its shell blocks run word for word in a fresh clone, in their order.
 
 Two things are not word for word: the port, which has to be free, and where upstream is, which is a fake Console here.
-The blocks that are run are those marked `sh`; the others show output, or need what a test has not: an Admin key, Claude
-Code, a bill.
+The blocks that are run are those marked `sh`, and the one that asks for the bill, a month earlier; the others show
+output, or need what a test has not, such as Claude Code.
 """
 
 import json
@@ -15,12 +15,17 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from usage_ledger.ledger.moments import format_moment
+from usage_ledger.ledger.record import Entry, Record
+from usage_ledger.ledger.store import Store
 
-from scripts.fake_console import FakeConsole
+from scripts.fake_admin import ADMIN_KEY, FakeAdmin
+from scripts.fake_console import ApiKey, FakeConsole, Part, Served
 from scripts.real_pages import serving
 from scripts.real_proxy import settled_rows
 
@@ -166,6 +171,45 @@ def test_the_readme_is_what_happens(reader: Reader, log: Callable[[str], str]) -
             settled_rows(reader.ledger, 2)
     assert (reader.clone / "to-share.mitm").exists()
     assert (reader.clone / "usage.csv.gz").exists()
+
+
+def test_a_month_is_closed_by_its_bill(reader: Reader) -> None:
+    """A request without usage is what the bill has beyond the rows: it gets it, and the month is closed."""
+    (block,) = re.findall(
+        r"^```\n(export ANTHROPIC_ADMIN_KEY=.*?)^```$", (HERE / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    key = ApiKey("apikey_1", "team one", "sk-ant-api03-AAA...1111")
+    counts = {"uncached_input_tokens": 10, "output_tokens": 20}
+    days = [datetime(2026, 10, day, 8, tzinfo=UTC) for day in (5, 6)]
+    served = [Served(key, day, day + timedelta(seconds=5), [Part("claude-sonnet-4-6", counts)]) for day in days]
+    told = [
+        {"usage_state": "complete", "stop_reason": "end_turn", "input_tokens": 10, "output_tokens": 20},
+        {"usage_state": "missing", "review_reason": "no_usage_data", "requires_manual_review": 1},
+    ]
+    store = Store(reader.ledger, "normal", "aaaaaaaaaaaa")
+    for day, more in zip(days, told, strict=True):
+        given = {
+            "id": f"{day:%d}-aaaaaaaaaaaa",
+            "occurred_at": format_moment(day),
+            "completed_at": format_moment(day + timedelta(seconds=5)),
+            "host": "api.anthropic.com",
+            "path": "/v1/messages",
+            "api_key_hint": key.hint,
+            "credential_kind": "api_key",
+            "model": "claude-sonnet-4-6",
+        }
+        store.write([Entry(Record(**given, **more))], [])
+    store.close()
+    with FakeAdmin(lambda: served) as admin:
+        block = re.sub(r"(?<=ANTHROPIC_ADMIN_KEY=)\S+", ADMIN_KEY, block)
+        block = block.replace("usage-ledger fetch ", f"usage-ledger fetch --base-url {admin.address} ")
+        block = block.replace("2026-11", "2026-10").replace("2026-12", "2026-11")
+        said = reader.run(f"set +e\n{block}")  # the first comparison says that something is left
+    assert "ours short, 1 flagged" in said
+    assert "filled in 1 row(s)" in said
+    rows = sql(reader.ledger, "SELECT input_tokens, output_tokens, requires_manual_review FROM usage_records")
+    assert [tuple(row.values()) for row in rows] == [(10, 20, 0)] * 2
+    assert sql(reader.ledger, "SELECT until FROM usage_closings") == [{"until": "2026-11-01T00:00:00.000Z"}]
 
 
 @pytest.mark.usefixtures("log")
