@@ -5,8 +5,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from usage_ledger.ledger.outbox import line_of, open_outbox
+from usage_ledger.ledger.outbox import open_outbox
 from usage_ledger.ledger.record import IterationRow
+from usage_ledger.ledger.wire import line_of
 
 from scripts.real_postgres import query
 from scripts.real_proxy import rows_of

@@ -8,7 +8,8 @@ from usage_ledger.fleet.exchange import begin
 from usage_ledger.fleet.pushing import Pusher
 from usage_ledger.fleet.server import open_books
 from usage_ledger.ledger.marks import LedgerError
-from usage_ledger.ledger.outbox import Pushes, open_outbox
+from usage_ledger.ledger.outbox import open_outbox
+from usage_ledger.ledger.pairing import Pushes
 from usage_ledger.ledger.record import IterationRow
 
 from scripts.real_postgres import Postgres, query

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from usage_ledger.ledger.columns import COLUMNS
-from usage_ledger.ledger.outbox import NULL, SEPARATOR, Outbox, Pushes, line_of, open_outbox
+from usage_ledger.ledger.outbox import Outbox, open_outbox
+from usage_ledger.ledger.pairing import Pushes
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
+from usage_ledger.ledger.wire import NULL, SEPARATOR, line_of
 
 BOOKS, OTHERS = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 

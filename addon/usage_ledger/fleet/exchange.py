@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from usage_ledger.fleet.schema import LOCK, Connection
 from usage_ledger.fleet.server import FleetError
-from usage_ledger.ledger.outbox import Outbox, Pushes
+from usage_ledger.ledger.outbox import Outbox
+from usage_ledger.ledger.pairing import Pushes
 
 _LOCK = f"hashtextextended(%s, {LOCK})"
 

@@ -22,7 +22,8 @@ from usage_ledger.fleet.server import FleetError
 from usage_ledger.ledger import revisions
 from usage_ledger.ledger.columns import COLUMNS, ITERATION_COLUMNS, STATES
 from usage_ledger.ledger.corrections import CORRECTED_AT
-from usage_ledger.ledger.outbox import ADJUSTMENT_COLUMNS, NULL, SEPARATOR, Batch, Outbox, line_of
+from usage_ledger.ledger.outbox import ADJUSTMENT_COLUMNS, Batch, Outbox
+from usage_ledger.ledger.wire import NULL, SEPARATOR, line_of
 
 BATCH = 5_000
 """Rows a transaction."""

@@ -125,7 +125,6 @@ class Store:
         """Return which entries (by `id`) of captures have to be looked for: a row of theirs may have another id."""
         read_again = [entry for entry in entries if entry.alias is not None]
         starts = Counter(entry.record.occurred_at for entry in read_again)
-        requests = Counter(entry.record.request_id for entry in read_again if entry.record.request_id)
         asked = [
             (place, entry.record.id, entry.alias, entry.record.occurred_at, entry.record.request_id)
             for place, entry in enumerate(read_again)
@@ -136,7 +135,7 @@ class Store:
             id(entry)
             for place, entry in enumerate(read_again)
             # A capture may hold a request twice, and then both are in this batch.
-            if place in found or starts[entry.record.occurred_at] > 1 or requests[entry.record.request_id or ""] > 1
+            if place in found or starts[entry.record.occurred_at] > 1
         }
 
     def without_archived(self, entries: list[Entry], may_be: Callable[[Entry], bool]) -> list[Entry]:
