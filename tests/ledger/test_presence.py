@@ -2,40 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from usage_ledger.ledger.presence import Presence, forget_dead_writers, is_alive, new_writer_id, writers_folder
 
-HOLD = """
-import sys
-from pathlib import Path
-from usage_ledger.ledger.presence import Presence
-presence = Presence(Path(sys.argv[1]), "theirs")
-print("here", flush=True)
-sys.stdin.read()
-presence.leave()
-"""
+from tests.ledger.writers import living_writer
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     return tmp_path / "usage.db"
-
-
-@contextmanager
-def another_process(ledger: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process with the mark `theirs`, which it leaves when its stdin is closed."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(ledger)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"here\n"
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def test_no_two_writers_share_an_id() -> None:
@@ -63,13 +40,13 @@ def test_a_mark_leaves_nothing_behind(ledger: Path) -> None:
 
 
 def test_a_writer_in_another_process_is_alive(ledger: Path) -> None:
-    with another_process(ledger):
+    with living_writer(ledger):
         assert is_alive(ledger, "theirs")
 
 
 def test_asking_twice_gives_the_same_answer(ledger: Path) -> None:
     """The question itself takes the lock for a moment; it must give it back."""
-    with another_process(ledger) as process:
+    with living_writer(ledger) as process:
         assert [is_alive(ledger, "theirs") for _ in range(3)] == [True] * 3
         process.kill()
         process.wait()
@@ -77,7 +54,7 @@ def test_asking_twice_gives_the_same_answer(ledger: Path) -> None:
 
 
 def test_kill_9_is_death_though_the_mark_is_still_there(ledger: Path) -> None:
-    with another_process(ledger) as process:
+    with living_writer(ledger) as process:
         process.kill()
         process.wait()
     assert (writers_folder(ledger) / "theirs.lock").exists()
@@ -111,7 +88,7 @@ def test_a_writer_notices_when_its_mark_is_taken_away(ledger: Path) -> None:
 def test_only_the_marks_of_the_dead_are_removed(ledger: Path) -> None:
     ours = Presence(ledger, "ours")
     (writers_folder(ledger) / "dead.lock").touch()
-    with another_process(ledger):
+    with living_writer(ledger):
         forget_dead_writers(ledger)
         assert sorted(path.name for path in writers_folder(ledger).iterdir()) == ["ours.lock", "theirs.lock"]
     ours.leave()

@@ -1,37 +1,11 @@
 """What dead writers left is settled on what their streams had told; the living are left alone."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from usage_ledger.ledger.presence import Presence, writers_folder
 
 from tests.ledger.books import Books, record
-
-HOLD_PRESENCE = """
-import sys
-from pathlib import Path
-from usage_ledger.ledger.presence import Presence
-Presence(Path(sys.argv[1]), sys.argv[2])
-print("here", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def living_writer(ledger: Path, writer_id: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Another process that holds a writer's mark until it is ended."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD_PRESENCE, str(ledger), writer_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"here\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+from tests.ledger.writers import living_writer
 
 
 def test_a_dead_writers_rows_are_settled_on_what_their_streams_had_told(books: Books) -> None:

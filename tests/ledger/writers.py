@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -58,3 +60,27 @@ def locked(path: Path) -> Iterator[None]:
 
 def lines(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
     return [line.getMessage() for line in caplog.records if words in line.getMessage()]
+
+
+_HOLD = """
+import sys
+from pathlib import Path
+from usage_ledger.ledger.presence import Presence
+presence = Presence(Path(sys.argv[1]), sys.argv[2])
+print("here", flush=True)
+sys.stdin.read()
+presence.leave()
+"""
+
+
+@contextmanager
+def living_writer(ledger: Path, writer_id: str = "theirs") -> Iterator["subprocess.Popen[bytes]"]:
+    """Another process with a writer's mark, which it leaves when its stdin is closed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(ledger), writer_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"here\n"
+        try:
+            yield process
+        finally:
+            process.kill()

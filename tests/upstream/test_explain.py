@@ -287,6 +287,15 @@ def test_a_declined_attempt_that_was_accepted_keeps_others_open(books: Books) ->
     assert books.filled() == {}
 
 
+def test_one_that_somebody_has_corrected_does_not(books: Books) -> None:
+    one, other = Request("f", at(9), state="missing"), Request("g", at(9))
+    entry = other.entry(review_reason="declined_attempt", metadata='{"_manually_updated":true}')
+    entry.iterations = [IterationRow("g", 0, "message", None, None, input_tokens=900)]
+    books.write(one.entry(), entry)
+    books.bill([one.served(), other.served()])
+    assert books.filled() == {"f": (100, 20, 3, 4, 50)}
+
+
 def test_a_complete_row_of_another_organization_does_not_matter(books: Books) -> None:
     one = Request("f", at(9), state="missing")
     books.write(one.entry(), Request("g", at(10)).entry(api_key_hint="sk-ant-api03-ELSE...here"))
