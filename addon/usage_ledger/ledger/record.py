@@ -87,8 +87,8 @@ class Entry(msgspec.Struct):
 
     `identify` is set for flows whose id is new at each read (HAR), `alias` for those of a capture: it is the id under
     which a HAR of the same flow has made its row. Either finds its row by what else lasts (`statements.finding`).
-    `only_new` adds a row but changes none. `redacted`: who asked, and where, is filler
-    here, so that a row which is there keeps what it says of that.
+    `only_new` adds a row but changes none. `redacted`: who asked, and where, is filler here, so that a row which is
+    there keeps what it says of that.
     """
 
     record: Record

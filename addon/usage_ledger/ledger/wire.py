@@ -11,7 +11,6 @@ from usage_ledger.ledger.columns import COLUMNS, NUMBER_COLUMNS
 
 SEPARATOR, NULL = "\x1f", "\x1e"
 
-
 _SPECIAL = re.compile(f"[\\\\\n\r{SEPARATOR}{NULL}]")
 
 
