@@ -11,7 +11,7 @@ import pytest
 from usage_ledger.ledger.presence import is_alive, writers_folder
 from usage_ledger.ledger.record import Entry, IterationRow
 from usage_ledger.ledger.store import Store
-from usage_ledger.ledger.writer import Writer
+from usage_ledger.ledger.writer import BUSY_SECONDS, Writer
 
 from tests.ledger.writers import LONG, entry, flushed, ids, lines, locked, outcome_of, started, writing
 
@@ -45,6 +45,35 @@ def test_many_rows_handed_in_together_share_one_outcome_and_one_commit(ledger: P
 
     with writing(ledger) as writer:
         asyncio.run(run(writer))
+
+
+def test_the_batch_of_a_busy_loop_fills_for_one_turn_more(ledger: Path) -> None:
+    """Each commit costs a busy loop many waits for the interpreter, so it makes fewer of them."""
+
+    async def run(writer: Writer) -> None:
+        first = writer.submit(entry("first"))
+        time.sleep(BUSY_SECONDS * 4)
+        await asyncio.sleep(0)
+        assert writer.submit(entry("of the next turn")) is first
+        assert await outcome_of(first) is True
+
+    with writing(ledger) as writer:
+        asyncio.run(run(writer))
+    assert ids(ledger) == ["first", "of the next turn"]
+
+
+def test_a_row_that_is_handed_in_last_is_written_without_another(ledger: Path) -> None:
+    """Nothing but the loop's own turns hands a batch over, whether the loop is busy or not."""
+
+    async def run(writer: Writer, seconds: float) -> None:
+        outcome = writer.submit(entry(f"{seconds}"))
+        time.sleep(seconds)
+        assert await outcome_of(outcome) is True
+
+    with writing(ledger) as writer:
+        for seconds in (0, BUSY_SECONDS * 4):
+            asyncio.run(run(writer, seconds))
+    assert ids(ledger) == ["0", f"{BUSY_SECONDS * 4}"]
 
 
 def test_rows_from_several_flows_are_all_stored(ledger: Path) -> None:

@@ -25,14 +25,9 @@ def is_event_stream(response: http.Response) -> bool:
     return media_type(response.headers) == EVENT_STREAM
 
 
-def reader_for(response: http.Response) -> MessageReader:
-    """Return a reader for a response's body, by its headers."""
-    return MessageReader(response.headers.get("content-encoding", ""))
-
-
 def read_whole(response: http.Response, clean: bool) -> MessageReader:
     """Read a body that is there in one piece."""
-    reader = reader_for(response)
+    reader = MessageReader(response.headers.get("content-encoding", ""))
     reader.feed(response.raw_content or b"")
     reader.finish(clean)
     return reader

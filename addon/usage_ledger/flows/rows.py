@@ -5,6 +5,7 @@ build their rows here, so that a replayed flow finds its row and says the same.
 """
 
 import hashlib
+import re
 import time
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
@@ -20,6 +21,7 @@ from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.messages import COUNT_NAMES, Ending, MessageReader, RequestFields, State, Verdict, clean, text_or_none
 
 PATH_LIMIT = 512
+_UUID = re.compile("[0-9a-f]{32}")
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -39,15 +41,19 @@ def record_id(flow: http.HTTPFlow) -> str:
     gets a row of its own; a capture that is read again starts when it started, so it finds its row.
     """
     start = int(flow.request.timestamp_start * 1_000_000)
-    return f"{start:013x}-{uuid_of(flow).hex[:12]}"
+    return f"{start:013x}-{_digits(flow)[:12]}"
 
 
 def uuid_of(flow: http.HTTPFlow) -> UUID:
     """Return the id of a flow, which is a UUID; where another program has given it none, one that is made of it."""
-    flow_id = flow.id.replace("-", "").lower()
-    if len(flow_id) != 32 or not all(character in "0123456789abcdef" for character in flow_id):
-        flow_id = hashlib.sha256(flow.id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return UUID(hex=flow_id)
+    return UUID(hex=_digits(flow))
+
+
+def _digits(flow: http.HTTPFlow) -> str:
+    digits = flow.id.replace("-", "").lower()
+    if _UUID.fullmatch(digits):
+        return digits
+    return hashlib.sha256(flow.id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def lasting_id(flow: http.HTTPFlow, record: Record) -> str:

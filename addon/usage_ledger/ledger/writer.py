@@ -3,7 +3,8 @@
 Room: ledger. Imports the standard library and its neighbours in this room; knows nothing of mitmproxy. Promises:
 
 - `submit` never blocks the event loop: it appends to the open batch and returns that batch's future, which every flow
-  of the batch awaits. While one batch is being committed the next one fills (group commit).
+  of the batch awaits. While one batch is being committed the next one fills (group commit). A busy event loop fills it
+  for one turn more, for in each commit loop and thread take the interpreter from each other some 50 times.
 - Nothing is lost while the ledger cannot be written: rows wait, in order, and are tried again every half second.
   Beyond `MEMORY_ROWS` or `MEMORY_SECONDS`, and at the end of the process, they go to a spill file, which is taken back
   when the trouble is over or by the next start. The future then says False at once, so that no flow waits for a broken
@@ -35,6 +36,9 @@ RETRY_SECONDS = 0.5
 
 LOOK_SECONDS = 30.0
 """How often a writer looks for the rows of proxies that have died meanwhile."""
+
+BUSY_SECONDS = 0.0005
+"""A turn of the event loop that takes longer than this is one of a busy loop, whose batch may fill for one more."""
 
 LEAVE_SECONDS = 10.0
 """How long the end of the process waits for a disk that hangs."""
@@ -144,12 +148,21 @@ class Writer:
             if rid is not None:
                 batch.rid.append(rid)
         if first:
-            self._wake.put(True)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._hand_over, loop, loop.time(), True)
         if self.trouble is None:
             return batch.outcome
         kept: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         kept.set_result(False)
         return kept
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, turn_began: float, may_wait: bool) -> None:
+        """Let the thread write the open batch, at the end of a turn of the loop; a busy one may fill it once more."""
+        now = loop.time()
+        if may_wait and now - turn_began > BUSY_SECONDS:
+            loop.call_soon(self._hand_over, loop, now, False)
+        else:
+            self._wake.put(True)
 
     async def flush(self) -> None:
         """Wait until everything handed in so far is committed, or is known to wait for better times."""
@@ -157,7 +170,7 @@ class Writer:
             batch = self._open
             if batch is None:
                 batch = self._open = _Batch(asyncio.get_running_loop().create_future())
-                self._wake.put(True)
+        self._wake.put(True)
         await asyncio.shield(batch.outcome)
 
     # On the writer's thread.

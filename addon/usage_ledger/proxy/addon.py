@@ -24,11 +24,10 @@ from usage_ledger.flows.files import is_har_of_mitmproxys
 from usage_ledger.flows.metered import is_chosen, metered
 from usage_ledger.flows.notes import is_noted, note, note_not_connected
 from usage_ledger.flows.replay import is_from_har, judge
-from usage_ledger.flows.telling import log_line
 from usage_ledger.ledger.writer import Writer, writer_for
 from usage_ledger.messages import Ending
 from usage_ledger.prices import loading
-from usage_ledger.proxy import options
+from usage_ledger.proxy import options, recorded
 from usage_ledger.proxy.exchange import Exchange
 from usage_ledger.proxy.marks import mark
 from usage_ledger.proxy.replaying import Replaying, as_the_ledger_says
@@ -115,6 +114,7 @@ class UsageLedger:
         writer.start()
         await self._replaying.finish()
         await writer.flush()
+        recorded.tell_all()
         self._replaying.end()
 
     # The life of a request.
@@ -177,8 +177,10 @@ class UsageLedger:
         mitmproxy has decided so by now where it knows the body's length. Where it does not, it decides later and asks
         nobody, so such a body is streamed from the start.
         """
+        if not self._ready().streams_large_bodies:
+            return bool(flow.request.stream)
         unknown = "content-length" not in flow.request.headers and flow.request.method not in ("GET", "HEAD")
-        return bool(flow.request.stream) or (self._ready().streams_large_bodies and unknown)
+        return bool(flow.request.stream) or unknown
 
     def _begin(self, flow: http.HTTPFlow) -> Exchange:
         exchange = _in_flight[id(flow)] = Exchange(flow, self._ready(), self._writer())
@@ -216,8 +218,7 @@ class UsageLedger:
             return
         if judged.entry.only_new:
             judged = await asyncio.to_thread(as_the_ledger_says, judged, settings.ledger)
-        line, warns = log_line(judged.entry.record)
-        _log.log(logging.WARNING if warns else logging.INFO, line)
+        recorded.tell(judged.entry.record)
         duration = judged.entry.record.duration_ms
         mark(flow, judged.verdict, None if duration is None else duration / 1000, judged.is_end_told)
         await self._replaying.add(judged.entry, writer)

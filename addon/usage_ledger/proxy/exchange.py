@@ -12,11 +12,12 @@ from copy import copy
 from mitmproxy import connection, flow, http
 
 from usage_ledger.flows import bodies, rows
+from usage_ledger.flows.identity import folded
 from usage_ledger.flows.notes import REFUSED_HEADER, forget, note
-from usage_ledger.flows.telling import log_line
 from usage_ledger.ledger.record import Entry
 from usage_ledger.ledger.writer import Writer
 from usage_ledger.messages import Ending, MessageReader, Verdict, read_request
+from usage_ledger.proxy import recorded
 from usage_ledger.proxy.marks import mark, unmark
 from usage_ledger.proxy.options import Settings
 from usage_ledger.proxy.tap import RequestTap, ResponseTap
@@ -115,12 +116,15 @@ class Exchange:
         if response.raw_content is not None or self.flow.is_replay == "response":
             self.answered_by_proxy = True  # upstream's answers have no body yet when their headers come
             return
-        media_type = bodies.media_type(response.headers)
+        headers = folded(response.headers)
+        media_type = bodies.media_type(headers)
         streams = response.stream or media_type == bodies.EVENT_STREAM or self.settings.streams_large_bodies
         if streams or (self.record.stream and media_type != "application/json"):
             inner = response.stream
             self._tap = ResponseTap(
-                bodies.reader_for(response), self.settings.capture_limit, inner if callable(inner) else None
+                MessageReader(headers.get("content-encoding", "")),
+                self.settings.capture_limit,
+                inner if callable(inner) else None,
             )
             response.stream = self._tap.pass_on
 
@@ -165,8 +169,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
             self._report(error)
             entry = rows.unjudged_entry(copy(self.record), self.flow, ending)
-        line, warns = log_line(entry.record)
-        _log.log(logging.WARNING if warns else logging.INFO, line)
+        recorded.tell(entry.record)
         stored = self.writer.submit(entry)
         if self.settings.alerts is not None:
             self.settings.alerts.count(bool(entry.record.requires_manual_review))
