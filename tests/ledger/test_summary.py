@@ -3,7 +3,7 @@
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -11,12 +11,20 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from usage_ledger.ledger import reading
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.money import Books
 from usage_ledger.ledger.reading import open_for_reading
 from usage_ledger.ledger.record import Entry, IterationRow, Record
 from usage_ledger.ledger.store import Store
-from usage_ledger.ledger.summary import COUNTS, GROUPS, Sums, client, summarize
+from usage_ledger.ledger.summary import COUNTS, GROUPS, Sums, _at_once, client, summarize
+
+
+@pytest.fixture(autouse=True, params=["in one", "in halves"])
+def _ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large ledger is added up by two threads, half of it by each; here all are, and what comes of it is the same."""
+    if request.param == "in halves":
+        monkeypatch.setattr(reading, "MANY", 0)
 
 
 def entry(id_: str, *iterations: IterationRow, **fields: Any) -> Entry:
@@ -245,3 +253,28 @@ def test_nothing_is_lost_or_counted_twice(tmp_path: Path, by: list[str]) -> None
     assert sum(each.books.unpriced for each in sums) == sum(each.record.total_cost is None for each in entries)
     if "model" not in by:
         assert sum(each.requests for each in sums) == 300
+
+
+@pytest.mark.parametrize("filters", [{"since": "2026-11-01"}, {"until": "2026-12-01"}, {"flagged": True}])
+def test_a_filter_that_has_an_index_is_left_to_it(tmp_path: Path, filters: dict[str, Any]) -> None:
+    """Else each thread would read its half of all that was ever written."""
+    ledger = fill(tmp_path / "usage.db", *(advised(f"{number:03}") for number in range(100)))
+    statements: list[str] = []
+    with open_for_reading(ledger) as reader:
+        reader.connection.set_trace_callback(statements.append)
+        list(summarize(reader, Filters(**filters), ("day",)))
+        reader.connection.set_trace_callback(None)
+        (asked,) = [each for each in statements if "WITH chosen" in each]
+        plan = [row[3] for row in reader.connection.execute(f"EXPLAIN QUERY PLAN {asked}")]
+    assert any("USING INDEX usage_records_" in step for step in plan)
+    assert not any(step in ("SCAN usage_records", "SEARCH usage_records USING INTEGER PRIMARY KEY") for step in plan)
+
+
+def test_a_failure_in_a_thread_is_raised_where_somebody_waits_for_it() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        _at_once([lambda: iter([1]), failing])
+    assert _at_once([lambda: iter([1]), lambda: iter([2, 3])]) == [[1], [2, 3]]

@@ -6,8 +6,11 @@ Room: ledger. Imports the standard library only. Every value from outside is bou
 import dataclasses
 import re
 
-CORRECTED = "(CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$._manually_updated') END IS 1)"
-"""SQL: rows that a person has corrected."""
+CORRECTED = (
+    "(CASE WHEN instr(metadata, '_manually_updated') AND json_valid(metadata) "
+    "THEN json_extract(metadata, '$._manually_updated') END IS 1)"
+)
+"""SQL: rows that a person has corrected. Most metadata does not have the word, and need not be read as JSON."""
 
 FINAL = f"(usage_state = 'complete' OR {CORRECTED})"
 """SQL: rows whose usage is final, said by upstream or corrected by a person. Only these are priced."""

@@ -76,6 +76,11 @@ class Books(NamedTuple):
     unpriced: int = 0
     unsettled: int = 0
 
+    def plus(self, other: "Books") -> "Books":
+        """Add up what two parts of the rows cost."""
+        billed, subscription = (EXACT.add(self.billed, other.billed), EXACT.add(self.subscription, other.subscription))
+        return Books(billed, subscription, self.unpriced + other.unpriced, self.unsettled + other.unsettled)
+
 
 def books(billed: int | None, subscription: int | None, others: str | None) -> Books:
     """Read what `BOOKS` gives (NULL for no rows)."""

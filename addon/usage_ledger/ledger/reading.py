@@ -13,7 +13,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from usage_ledger.ledger.marks import LedgerError, check_marks
 from usage_ledger.ledger.paths import sidecars
 
 BUSY_SECONDS = 10.0
+
+MANY = 100_000
+"""Rows from which on it is worth a second thread to add them up."""
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def open_for_reading(path: Path, *more: Path) -> Iterator["Reader"]:
         _check_file(each)
     connection = _connect(path, *more)
     try:
-        yield Reader(connection)
+        yield Reader(connection, None if more else path)
     except sqlite3.Error as error:
         raise LedgerError(f"cannot read {' and '.join(map(str, (path, *more)))}: {error}") from error
     finally:
@@ -147,7 +150,9 @@ def _may_write(path: Path) -> bool:
 def _checked(path: Path) -> sqlite3.Connection:
     """Connect to a ledger, after seeing to it that it is one."""
     try:
-        connection = sqlite3.connect(_address(path), uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(
+            _address(path), uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
         try:
             if not check_marks(connection, path):
                 raise LedgerError(f"{path} is empty and not a usage ledger; name another with --db")
@@ -160,10 +165,11 @@ def _checked(path: Path) -> sqlite3.Connection:
 
 
 class Reader:
-    """An open ledger that can only be read."""
+    """An open ledger that can only be read. `path` is its file, where it is one and can be opened once more."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path | None = None) -> None:
         self.connection = connection
+        self._path = path
         connection.text_factory = as_utf8
         money.register(connection)
 
@@ -265,6 +271,54 @@ class Reader:
             yield
         finally:
             self.connection.execute("COMMIT")
+
+    @contextmanager
+    def halves(self, rowid: str = "rowid") -> Iterator[list[tuple["Reader", str]]]:
+        """Give the rows to two readers, for two threads (SQLite leaves the interpreter to others while it works).
+
+        Each comes with the SQL condition of its half, over `rowid`, and both see the ledger at one moment. It is one
+        reader with all rows where these are not many, not in one plain table, or where no such moment is found.
+        """
+        middle = self._middle()
+        if middle is None or self._path is None:
+            yield [(self, "true")]
+            return
+        with closing(_connect(self._path)) as connection:
+            other = Reader(connection)
+            if not self._is_at_one_moment_with(other):
+                yield [(self, "true")]
+                return
+            try:
+                yield [(self, f"{rowid} < {middle}"), (other, f"{rowid} >= {middle}")]
+            finally:
+                self.connection.execute("COMMIT")
+
+    def _middle(self) -> int | None:
+        """Return the number in the middle of those that SQLite gives to rows; None where they are not worth halving."""
+        if self.connection.in_transaction or self.table() != "usage_records":
+            return None
+        has_numbers = self.connection.execute(
+            "SELECT type = 'table' AND NOT wr FROM pragma_table_list WHERE schema = 'main' AND name = 'usage_records'"
+        ).fetchone()
+        if not has_numbers or not has_numbers[0]:
+            return None
+        first, last = self.connection.execute(
+            "SELECT (SELECT min(rowid) FROM usage_records), (SELECT max(rowid) FROM usage_records)"
+        ).fetchone()
+        return None if first is None or last - first < MANY else (first + last) // 2
+
+    def _is_at_one_moment_with(self, other: "Reader") -> bool:
+        """Begin to read with both, and tell whether nobody has written in between; if so, both stay at it."""
+        for _ in range(3):
+            before = other.connection.execute("PRAGMA data_version").fetchone()
+            for each in (self, other):
+                each.connection.execute("BEGIN")
+                each.connection.execute("SELECT 1 FROM usage_records LIMIT 1").fetchone()  # here the moment is chosen
+            if other.connection.execute("PRAGMA data_version").fetchone() == before:
+                return True
+            for each in (self, other):
+                each.connection.execute("COMMIT")
+        return False
 
     def integrity(self) -> list[str]:
         """Return what SQLite finds wrong with the file."""

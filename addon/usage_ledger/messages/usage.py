@@ -70,7 +70,8 @@ PRICED_BY = ("service_tier", "inference_geo", "speed")
 """What of a usage object its price goes by, beside the model."""
 
 _TEXTS = (*PRICED_BY, "type", "model")
-_GROUPS = frozenset(path[0] for path in COUNT_PATHS if len(path) == 2)
+_ALONE = tuple(path[0] for path in COUNT_PATHS if len(path) == 1)
+_GROUPS = {path[0]: tuple(each[1] for each in COUNT_PATHS if each[0] == path[0]) for path in COUNT_PATHS if path[1:]}
 
 
 class Iteration(msgspec.Struct):
@@ -125,28 +126,31 @@ def sift(usage: object) -> tuple[dict[str, Any] | None, bool]:
 
 def _sift_counts(usage: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     good = dict(usage)
-    malformed = False
-    for group in _GROUPS:
+    malformed = _drop_invalid(good, _ALONE)
+    for group, names in _GROUPS.items():
         value = usage.get(group)
         if isinstance(value, dict):
-            good[group] = dict(value)
+            good[group] = held = dict(value)
+            malformed = _drop_invalid(held, names) or malformed
         elif value is not None:
             malformed = True
             del good[group]
-    for path in COUNT_PATHS:
-        holder = good if len(path) == 1 else good.get(path[0])
-        if not isinstance(holder, dict):
-            continue
-        value = holder.get(path[-1])
-        if value is None:
-            continue
-        count = as_count(value)
-        if count is None:
-            malformed = True
-            del holder[path[-1]]
-        else:
-            holder[path[-1]] = count
     return good, malformed
+
+
+def _drop_invalid(holder: dict[str, Any], names: tuple[str, ...]) -> bool:
+    """Keep what of these is a count, as int; return whether anything is none."""
+    malformed = False
+    for name in names:
+        value = holder.get(name)
+        if value is not None:
+            count = as_count(value)
+            if count is None:
+                malformed = True
+                del holder[name]
+            else:
+                holder[name] = count
+    return malformed
 
 
 def says_output(usage: dict[str, Any]) -> bool:

@@ -132,9 +132,10 @@ def _described(evidence: Evidence) -> Verdict:
         verdict.iterations += iterations
         for name in PRICED_BY:
             setattr(verdict, name, _said(message.usage.get(name)) or getattr(verdict, name))
-    differ = [name for name, said in _said_apart(evidence.messages).items() if len(said) > 1]
-    if differ:
-        verdict.metadata["messages_differ"] = differ
+    if len(evidence.messages) > 1:
+        differ = [name for name, said in _said_apart(evidence.messages).items() if len(said) > 1]
+        if differ:
+            verdict.metadata["messages_differ"] = differ
     if raw:
         verdict.usage_raw = _as_json(raw[0] if len(raw) == 1 else raw)
     for iteration in verdict.iterations:
