@@ -311,7 +311,7 @@ def growth(folder: Path, rows: int) -> Iterator[Line]:
         each = seconds / (max(1, 10_000 // count) * count) * 1e6
         yield f"a stream of {count:,} events, in 1,400 bytes, µs an event", f"{each:.2f}", "", "", ""
     yield from bench_proxy.growing(folder)
-    for count in (size for size in (1_000, 10_000, 100_000, 1_000_000) if size <= rows):
+    for count in (size for size in (1_000, 10_000, 100_000, 1_000_000, 10_000_000) if size <= rows):
         path = many_rows.make(folder / f"{count}.db", count)
         told = [f"{path.stat().st_size / 1e6:,.1f} MB"]
         for name, *arguments in (("summary",), ("export",), ("check", "--max-flagged", "1")):
