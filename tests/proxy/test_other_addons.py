@@ -304,3 +304,25 @@ def test_a_stream_that_is_killed_and_runs_on_to_its_end_has_its_final_usage(
     (row,) = settled_rows(proxy.ledger, 1)
     assert (row["usage_state"] == "complete") == (b"message_stop" in received)
     assert (row["output_tokens"] == 42) == (b"message_delta" in received)
+
+
+def test_a_log_handler_that_fails_costs_no_row(
+    start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response], other: Callable[[str], Path]
+) -> None:
+    script = other(
+        """
+import logging
+
+class Failing(logging.Handler):
+    def emit(self, record):
+        if "usage" in record.getMessage():
+            raise RuntimeError("theirs")
+
+def request(flow):
+    logging.getLogger("usage_ledger").handlers[:] = [Failing()]
+"""
+    )
+    proxy = start_proxy(*after(script))
+    for scenario in ("normal", "without_usage", "normal"):
+        ask(proxy, scenario)
+    assert [verdict(row)[0] for row in settled_rows(proxy.ledger, 3)] == ["complete", "missing", "complete"]

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from usage_ledger.ledger.record import Record
@@ -103,3 +104,63 @@ def test_what_waits_can_be_told_before_the_turn_is_over(records: list[logging.Lo
 
     asyncio.run(run())
     assert len(records) == 1
+
+
+def test_a_log_that_fails_costs_no_more_than_the_lines_it_failed_at(records: list[logging.LogRecord]) -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - a handler's
+            log.removeHandler(self)
+            raise RuntimeError("Event loop is closed")  # as that of a mitmproxy that is over does
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        for number in range(3):
+            recorded.tell(row(number))
+            await asyncio.sleep(0)
+
+    log = logging.getLogger("usage_ledger")
+    log.handlers.insert(0, Failing())
+    asyncio.run(run())
+    assert [models(record) for record in records] == [["model-1"], ["model-2"]]
+
+
+def test_a_warning_is_told_where_the_lines_before_it_cannot_be(records: list[logging.LogRecord]) -> None:
+    class Failing(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter's
+            log.removeFilter(self)
+            raise RuntimeError
+
+    async def run() -> None:
+        recorded.tell(row(0))
+        log.addFilter(failing)
+        with pytest.raises(RuntimeError):
+            recorded.tell(row(1, "client_disconnected"))
+
+    log, failing = logging.getLogger("usage_ledger"), Failing()
+    asyncio.run(run())
+    assert [models(record) for record in records] == [["model-1"]]
+
+
+def test_lines_of_a_loop_that_was_stopped_are_told_by_the_next_one(records: list[logging.LogRecord]) -> None:
+    async def run(number: int) -> None:
+        recorded.tell(row(number))
+
+    with closing(asyncio.new_event_loop()) as stopped:
+        stopped.call_soon(lambda: stopped.create_task(run(0)))
+        stopped.call_soon(stopped.stop)
+        stopped.run_forever()
+        stopped.stop()
+        stopped.run_forever()
+    asyncio.run(run(1))
+    assert [name for record in records for name in models(record)] == ["model-0", "model-1"]
+
+
+def test_a_replayed_row_is_told_at_once_behind_the_lines_before_it(records: list[logging.LogRecord]) -> None:
+    async def run() -> None:
+        recorded.tell(row(0))
+        recorded.tell_at_once(row(1))
+        recorded.tell_at_once(row(2, "upstream_closed"))
+        assert [models(record) for record in records] == [["model-0"], ["model-1"], ["model-2"]]
+
+    asyncio.run(run())
+    assert [record.levelno for record in records] == [logging.INFO, logging.INFO, logging.WARNING]

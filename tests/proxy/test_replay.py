@@ -31,6 +31,14 @@ def test_a_capture_replayed_twice_changes_nothing(
         assert rows_of(proxy.ledger) == before
 
 
+def test_the_line_of_a_replayed_row_stands_beside_its_flow(tmp_path: Path) -> None:
+    """It says model and tokens but not of which request: so does its place in what mitmdump shows."""
+    shown = replay(DATA / "demo.mitm", tmp_path / "usage.db").splitlines()
+    told = [number for number, line in enumerate(shown) if "usage recorded" in line]
+    assert len(told) == 5
+    assert all(" POST http" in shown[number + 1] for number in told)
+
+
 def test_a_capture_alone_gives_the_same_rows(
     tmp_path: Path, start_proxy: Callable[..., Proxy], ask: Callable[..., httpx.Response]
 ) -> None:

@@ -169,8 +169,8 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - a rule of ours failed; the request still gets its row
             self._report(error)
             entry = rows.unjudged_entry(copy(self.record), self.flow, ending)
-        recorded.tell(entry.record)
         stored = self.writer.submit(entry)
+        recorded.tell(entry.record)  # after it, for a log may fail
         if self.settings.alerts is not None:
             self.settings.alerts.count(bool(entry.record.requires_manual_review))
         return stored

@@ -3,7 +3,7 @@
 Room: proxy. Imports the flows and the ledger's record. mitmproxy takes 140 microseconds for each log record, most of
 it to ask its addons about it, which is a fourth of what metering a request takes. So the lines of one turn of the event
 loop share a record: on an idle proxy that is one line, and under load a dozen. Promises that lines keep their order,
-and that a warning is a record of its own, at once.
+that a warning is a record of its own, at once, and that a log that fails costs no more than what it failed at.
 """
 
 import asyncio
@@ -17,24 +17,48 @@ LINES = 100
 
 _log = logging.getLogger("usage_ledger")
 _lines: list[str] = []
+_told_by: asyncio.AbstractEventLoop | None = None
+"""The loop at whose next turn the lines are told; one that was stopped before tells none."""
 
 
 def tell(record: Record) -> None:
-    """Tell the log of a settled row."""
+    """Tell the log of a settled row, soon."""
+    global _told_by
     line, warns = log_line(record)
     if warns:
-        tell_all()
-        _log.warning(line)
+        _tell(logging.WARNING, line)
         return
     _lines.append(line)
-    if len(_lines) == 1:
-        asyncio.get_running_loop().call_soon(tell_all)
-    elif len(_lines) == LINES:
-        tell_all()
+    loop = asyncio.get_running_loop()
+    if _told_by is not loop:
+        _told_by = loop
+        loop.call_soon(tell_all)
+    if len(_lines) >= LINES:
+        _tell_waiting()
+
+
+def tell_at_once(record: Record) -> None:
+    """Tell the log of a replayed row now: its line belongs beside its flow, and a replay takes no turns of the loop."""
+    line, warns = log_line(record)
+    _tell(logging.WARNING if warns else logging.INFO, line)
 
 
 def tell_all() -> None:
     """Tell the log the lines that wait for the end of the turn."""
-    if _lines:
-        _log.info("\n".join(_lines))
-        _lines.clear()
+    global _told_by
+    _told_by = None
+    _tell_waiting()
+
+
+def _tell(level: int, line: str) -> None:
+    try:
+        _tell_waiting()
+    finally:
+        _log.log(level, line)
+
+
+def _tell_waiting() -> None:
+    lines = "\n".join(_lines)
+    _lines.clear()  # before, for a log may fail, or ask for more
+    if lines:
+        _log.info(lines)
