@@ -76,6 +76,31 @@ def test_a_row_that_is_handed_in_last_is_written_without_another(ledger: Path) -
     assert ids(ledger) == ["0", f"{BUSY_SECONDS * 4}"]
 
 
+@pytest.mark.parametrize("then", ["submit", "submit_all", "flush"])
+def test_what_a_loop_left_when_it_was_closed_is_written_with_what_the_next_one_hands_in(
+    ledger: Path, then: str
+) -> None:
+    async def left(writer: Writer) -> None:
+        writer.submit(entry("left"))
+
+    async def run(writer: Writer) -> None:
+        if then == "submit":
+            assert await outcome_of(writer.submit(entry("next"))) is True
+        elif then == "submit_all":
+            assert await outcome_of(writer.submit_all([entry("next")])) is True
+        else:
+            await flushed(writer)
+
+    with writing(ledger) as writer:
+        asyncio.run(flushed(writer))
+        with closing(asyncio.new_event_loop()) as loop:
+            loop.create_task(left(writer))
+            loop.stop()
+            loop.run_forever()  # one turn, so that it is closed before the hand-over
+        asyncio.run(run(writer))
+        assert ids(ledger) == ["left", "next"][: 1 if then == "flush" else 2]
+
+
 def test_rows_from_several_flows_are_all_stored(ledger: Path) -> None:
     async def flow(writer: Writer, name: str) -> list[bool]:
         return [await outcome_of(writer.submit(entry(f"{name}-{number}"))) for number in range(20)]

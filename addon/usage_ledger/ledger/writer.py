@@ -138,23 +138,30 @@ class Writer:
     def _hand_in(
         self, entries: list[Entry], withdrawn: list[str], rid: "asyncio.Future[bool] | None" = None
     ) -> "asyncio.Future[bool]":
+        loop = asyncio.get_running_loop()
         with self._lock:
-            batch = self._open
-            first = batch is None
-            if batch is None:
-                batch = self._open = _Batch(asyncio.get_running_loop().create_future())
+            batch, is_new = self._batch_for(loop)
             batch.entries += entries
             batch.withdrawn += withdrawn
             if rid is not None:
                 batch.rid.append(rid)
-        if first:
-            loop = asyncio.get_running_loop()
+        if is_new:
             loop.call_soon(self._hand_over, loop, loop.time(), True)
         if self.trouble is None:
             return batch.outcome
-        kept: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        kept: asyncio.Future[bool] = loop.create_future()
         kept.set_result(False)
         return kept
+
+    def _batch_for(self, loop: asyncio.AbstractEventLoop) -> tuple[_Batch, bool]:
+        """Return the open batch, and whether it has yet to be handed over by this loop."""
+        if self._open is None:
+            self._open = _Batch(loop.create_future())
+        elif self._open.outcome.get_loop().is_closed():  # it hands nothing over any more, and nobody waits there
+            self._open.outcome = loop.create_future()
+        else:
+            return self._open, False
+        return self._open, True
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, turn_began: float, may_wait: bool) -> None:
         """Let the thread write the open batch, at the end of a turn of the loop; a busy one may fill it once more."""
@@ -167,9 +174,7 @@ class Writer:
     async def flush(self) -> None:
         """Wait until everything handed in so far is committed, or is known to wait for better times."""
         with self._lock:
-            batch = self._open
-            if batch is None:
-                batch = self._open = _Batch(asyncio.get_running_loop().create_future())
+            batch, _ = self._batch_for(asyncio.get_running_loop())
         self._wake.put(True)
         await asyncio.shield(batch.outcome)
 
