@@ -407,6 +407,61 @@ def test_who_writes_while_they_begin_is_in_both_halves_or_there_is_but_one(
     assert set.union(*seen) == all_of(many)
 
 
+@pytest.mark.parametrize("what", ["moved", "replaced"])
+def test_a_ledger_that_is_not_there_any_more_is_read_on_by_one(many: Path, tmp_path: Path, what: str) -> None:
+    """Else half of the rows were those of the ledger in its place."""
+    before = all_of(many)
+    other = fill(tmp_path / "other.db", *(record(f"other {number}") for number in range(10)))
+    with open_for_reading(many) as reader:
+        many.rename(tmp_path / "moved.db")
+        if what == "replaced":
+            other.rename(many)
+        with reader.halves() as halves:
+            assert [*map(ids_in, halves)] == [before]
+
+
+def test_who_waits_for_the_first_reader_to_write_is_not_waited_for(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a WAL a writer lets no reader begin while it waits for the others to end."""
+    before = all_of(many)
+    with closing(sqlite3.connect(many)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    connect = reading._connect
+
+    def interrupted(path: Path, *more: Path) -> sqlite3.Connection:
+        connection = connect(path, *more)
+
+        def look(statement: str) -> None:
+            if statement == "BEGIN" and not writing.in_transaction:
+                writing.execute("BEGIN IMMEDIATE")
+                writing.execute("DELETE FROM usage_records")
+                with pytest.raises(sqlite3.OperationalError, match="locked"):
+                    writing.execute("COMMIT")  # which goes on waiting
+
+        connection.set_trace_callback(look)
+        return connection
+
+    with closing(sqlite3.connect(many, timeout=0, isolation_level=None)) as writing, open_for_reading(many) as reader:
+        monkeypatch.setattr(reading, "_connect", interrupted)
+        with reader.halves() as halves:
+            assert len(halves) == 1
+            assert not reader.connection.in_transaction
+        writing.execute("COMMIT")
+    assert before
+    assert all_of(many) == set()
+
+
+@pytest.mark.parametrize("change", [("STRICT", ""), ("STRICT", "STRICT, WITHOUT ROWID")])
+def test_a_table_that_others_have_made_in_their_way_is_not_halved(many: Path, change: tuple[str, str]) -> None:
+    before = all_of(many)
+    with closing(sqlite3.connect(many)) as connection, connection:
+        (made,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'usage_records'").fetchone()
+        connection.execute("CREATE TEMP TABLE rows AS SELECT * FROM usage_records")
+        connection.execute("DROP TABLE usage_records")
+        connection.execute(made.replace(*change))
+        connection.execute("INSERT INTO usage_records SELECT * FROM rows")
+    assert halved(many) == [before]
+
+
 def test_several_ledgers_and_a_reader_in_a_transaction_are_not_halved(many: Path, tmp_path: Path) -> None:
     archive = Path(shutil.copy(many, tmp_path / "archive.db"))
     with open_for_reading(many, archive) as reader, reader.halves() as halves:

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from usage_ledger.ledger import reading
+from usage_ledger.ledger.columns import TOTALLED
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.money import Books
 from usage_ledger.ledger.reading import open_for_reading
@@ -253,6 +254,68 @@ def test_nothing_is_lost_or_counted_twice(tmp_path: Path, by: list[str]) -> None
     assert sum(each.books.unpriced for each in sums) == sum(each.record.total_cost is None for each in entries)
     if "model" not in by:
         assert sum(each.requests for each in sums) == 300
+
+
+def any_entry(chance: random.Random, id_: str) -> Entry:
+    """A row as nobody would think of it, with iterations that may be all that is billed."""
+
+    def counts(most: int = 3) -> dict[str, int]:
+        return {name: chance.choice([0, chance.randrange(most)]) for name in TOTALLED}
+
+    def cost() -> str | None:
+        return chance.choice([None, "0", "0.1", "0.0000000001", "12", "10.5", "0." + "3" * 30, "9" * 25, "x", "1e3"])
+
+    iterations = [
+        IterationRow(id_, place, None, chance.choice([None, "m", "n", ""]), chance.choice([1, 1, 0, None]), **counts())
+        for place in range(chance.choice([0, 0, 1, 2, 4]))
+    ]
+    for each in iterations:
+        each.total_cost = cost()
+    billed = {name: sum(getattr(each, name) for each in iterations if each.billed) for name in TOTALLED}
+    return entry(
+        id_,
+        *iterations,
+        occurred_at=f"2026-11-{chance.randrange(1, 4):02}T{chance.randrange(24):02}:00:00.000Z",
+        model=chance.choice("mno"),
+        account_id=chance.choice(["a", "b", "bücher"]),
+        api_key_hint=chance.choice([None, "k"]),
+        tag=chance.choice([None, "", "a", "a\0b", "a\0c", "A", "é", "\uffff", "\U0001f4ca"]),
+        service_tier=chance.choice([None, "batch"]),
+        usage_state=chance.choice(["complete", "complete", "partial", "missing", "pending", "none"]),
+        credential_kind=chance.choice(["api_key", "oauth", "none"]),
+        requires_manual_review=chance.randrange(2),
+        metadata=chance.choice(["{}", "{}", '{"_manually_updated":true}']),
+        web_search_requests=chance.randrange(3),
+        total_cost=cost(),
+        **chance.choice([billed, counts(10**15)]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_in_halves_it_is_the_same_as_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Whatever the rows, how far apart they are, the filters and the groups; also in the groups' order."""
+    chance = random.Random(seed)
+    ledger = fill(tmp_path / "usage.db", *(any_entry(chance, str(number)) for number in range(chance.choice([1, 80]))))
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        for rowid in chance.sample([-(2**63), -7, 0, 1000, 2**62, 2**63 - 1], 3):
+            connection.execute("UPDATE OR IGNORE usage_records SET rowid = ? WHERE id = ?", (rowid, str(rowid % 79)))
+        for raw in (b"\xff", b"\xfe", b"a\xff") * 5:  # two of them read as the same text
+            change = "UPDATE usage_records SET tag = CAST(? AS TEXT) WHERE id = ?"
+            connection.execute(change, (raw, str(chance.randrange(80))))
+    for _ in range(10):
+        by = chance.sample([*GROUPS], chance.randrange(4))
+        filters: dict[str, Any] = {
+            "since": chance.choice([None, "2026-11-02"]),
+            "until": chance.choice([None, "2026-11-03"]),
+            "models": chance.choice([(), ("m",), ("*",), ("m", "n*")]),
+            "tags": chance.choice([(), (), ("a*",)]),
+            "flagged": chance.random() < 0.2,
+        }
+        found = []
+        for many in (2**65, 0):
+            monkeypatch.setattr(reading, "MANY", many)
+            found.append([(each, each.fields()) for each in summary(ledger, *by, **filters)])
+        assert found[0] == found[1], (by, filters)
 
 
 @pytest.mark.parametrize("filters", [{"since": "2026-11-01"}, {"until": "2026-12-01"}, {"flagged": True}])

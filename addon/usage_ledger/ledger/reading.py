@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from usage_ledger.ledger import money
 from usage_ledger.ledger.columns import COLUMNS
@@ -37,11 +37,10 @@ def open_for_reading(path: Path, *more: Path) -> Iterator["Reader"]:
     With `more` ledgers, such as archives, the rows of all of them are read as if they were in one. A row that several
     have is there once, as the first of them says it.
     """
-    for each in (path, *more):
-        _check_file(each)
+    first, *_ = [_check_file(each) for each in (path, *more)]
     connection = _connect(path, *more)
     try:
-        yield Reader(connection, None if more else path)
+        yield Reader(connection, None if more else _File(path, first))
     except sqlite3.Error as error:
         raise LedgerError(f"cannot read {' and '.join(map(str, (path, *more)))}: {error}") from error
     finally:
@@ -59,18 +58,19 @@ def connect_for_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _check_file(path: Path) -> None:
-    """See to it that there is a file: opening a pipe would wait for somebody to write to it."""
+def _check_file(path: Path) -> tuple[int, int]:
+    """See to it that there is a file: opening a pipe would wait for somebody to write to it. Tell which one it is."""
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LedgerError(f"there is no ledger at {path}; start the proxy first, or name another with --db") from error
     except OSError as error:
         raise LedgerError(f"cannot read {path}: {error.strerror}") from error
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(found.st_mode):
         raise LedgerError(f"{path} is a folder; name a file in it with --db")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         raise LedgerError(f"{path} is not a file; name another with --db")
+    return found.st_dev, found.st_ino
 
 
 def _connect(path: Path, *more: Path) -> sqlite3.Connection:
@@ -164,12 +164,19 @@ def _checked(path: Path) -> sqlite3.Connection:
     return connection
 
 
-class Reader:
-    """An open ledger that can only be read. `path` is its file, where it is one and can be opened once more."""
+class _File(NamedTuple):
+    """Where a ledger was opened, and which file that was: another may be there by now."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path | None = None) -> None:
+    path: Path
+    identity: tuple[int, int]
+
+
+class Reader:
+    """An open ledger that can only be read. `file` is what it is in, where that is one file."""
+
+    def __init__(self, connection: sqlite3.Connection, file: _File | None = None) -> None:
         self.connection = connection
-        self._path = path
+        self._file = file
         connection.text_factory = as_utf8
         money.register(connection)
 
@@ -280,45 +287,75 @@ class Reader:
         reader with all rows where these are not many, not in one plain table, or where no such moment is found.
         """
         middle = self._middle()
-        if middle is None or self._path is None:
+        other = None if middle is None else self._once_more()
+        if other is None:
             yield [(self, "true")]
             return
-        with closing(_connect(self._path)) as connection:
-            other = Reader(connection)
+        with closing(other.connection):
             if not self._is_at_one_moment_with(other):
                 yield [(self, "true")]
                 return
             try:
                 yield [(self, f"{rowid} < {middle}"), (other, f"{rowid} >= {middle}")]
             finally:
-                self.connection.execute("COMMIT")
+                _end(self.connection)
 
     def _middle(self) -> int | None:
         """Return the number in the middle of those that SQLite gives to rows; None where they are not worth halving."""
         if self.connection.in_transaction or self.table() != "usage_records":
             return None
-        has_numbers = self.connection.execute(
-            "SELECT type = 'table' AND NOT wr FROM pragma_table_list WHERE schema = 'main' AND name = 'usage_records'"
+        # What is merged of two halves is text, whose bytes tell the order: in no type of their own, and in UTF-8.
+        is_plain = self.connection.execute(
+            "SELECT type = 'table' AND NOT wr AND strict AND (SELECT encoding FROM pragma_encoding) = 'UTF-8' "
+            "FROM pragma_table_list WHERE schema = 'main' AND name = 'usage_records'"
         ).fetchone()
-        if not has_numbers or not has_numbers[0]:
+        if not is_plain or not is_plain[0]:
             return None
         first, last = self.connection.execute(
             "SELECT (SELECT min(rowid) FROM usage_records), (SELECT max(rowid) FROM usage_records)"
         ).fetchone()
         return None if first is None or last - first < MANY else (first + last) // 2
 
+    def _once_more(self) -> "Reader | None":
+        """Open the same file again; None where that cannot be, or where another is in its place."""
+        if self._file is None:
+            return None
+        try:
+            connection = _connect(self._file.path)
+        except (LedgerError, OSError):
+            return None
+        try:
+            if _check_file(self._file.path) == self._file.identity:
+                return Reader(connection)
+        except LedgerError:
+            pass
+        connection.close()
+        return None
+
     def _is_at_one_moment_with(self, other: "Reader") -> bool:
-        """Begin to read with both, and tell whether nobody has written in between; if so, both stay at it."""
-        for _ in range(3):
-            before = other.connection.execute("PRAGMA data_version").fetchone()
-            for each in (self, other):
-                each.connection.execute("BEGIN")
-                each.connection.execute("SELECT 1 FROM usage_records LIMIT 1").fetchone()  # here the moment is chosen
-            if other.connection.execute("PRAGMA data_version").fetchone() == before:
-                return True
-            for each in (self, other):
-                each.connection.execute("COMMIT")
-        return False
+        """Begin to read with both, and tell whether nobody has written in between; if so, both stay at it.
+
+        The second one does not wait for a lock: without a WAL, who has it may be waiting for the first one.
+        """
+        other.connection.execute("PRAGMA busy_timeout = 0")
+        found = False
+        try:
+            for _ in range(3):
+                before = other.connection.execute("PRAGMA data_version").fetchone()
+                for each in (self, other):
+                    each.connection.execute("BEGIN")
+                    each.connection.execute("SELECT 1 FROM usage_records LIMIT 1").fetchone()  # the moment is chosen
+                found = other.connection.execute("PRAGMA data_version").fetchone() == before
+                if found:
+                    break
+                for each in (self, other):
+                    _end(each.connection)
+        except sqlite3.OperationalError:  # a lock; what else it may be, one reader alone will tell
+            pass
+        finally:
+            if not found:
+                _end(self.connection)
+        return found
 
     def integrity(self) -> list[str]:
         """Return what SQLite finds wrong with the file."""
@@ -376,6 +413,12 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, bytes):
         return as_utf8(value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _end(connection: sqlite3.Connection) -> None:
+    """End a transaction of reading, if it has not ended by itself."""
+    if connection.in_transaction:
+        connection.execute("COMMIT")
 
 
 def as_utf8(raw: bytes) -> str:

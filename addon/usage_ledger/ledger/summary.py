@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from usage_ledger.ledger.columns import TOTALLED
 from usage_ledger.ledger.filters import CORRECTED, FINAL, OF_A_SUBSCRIPTION, Filters
 from usage_ledger.ledger.money import BOOKS, EXACT, Books, as_text, books, units
-from usage_ledger.ledger.reading import Reader
+from usage_ledger.ledger.reading import Reader, as_utf8
 
 _OF_ITERATIONS = (
     "input_tokens",
@@ -117,10 +117,11 @@ def summarize(
     # A filter that has an index is left to it: SQLite would take a span of its own numbers of rows for a better one.
     is_narrow = filters.since is not None or filters.until is not None or filters.flagged
     with reader.halves("+rowid" if is_narrow else "rowid") as halves:
+        raw = len(halves) > 1
         found = _at_once(
-            [partial(_rows, half, filters, by, None, f"{condition} AND {its_part}") for half, its_part in halves]
+            [partial(_rows, half, filters, by, None, f"{condition} AND {its_part}", raw) for half, its_part in halves]
         )
-    return _merged(*([_sums(row, len(by)) for row in rows] for rows in found))
+    return _merged(found, len(by)) if raw else (_sums(row, len(by)) for row in found[0])
 
 
 def _at_once[T](jobs: list[Callable[[], Iterator[T]]]) -> list[list[T]]:
@@ -147,32 +148,34 @@ def _at_once[T](jobs: list[Callable[[], Iterator[T]]]) -> list[list[T]]:
     return done
 
 
-def _merged(groups: list[Sums], *more: list[Sums]) -> Iterator[Sums]:
-    """Add up the groups of several parts of the rows, in the keys' order."""
-    if not more:
-        return iter(groups)
-    found: dict[tuple[str | None, ...], Sums] = {}
-    for sums in chain(groups, *more):
-        known = found.get(sums.keys)
-        found[sums.keys] = sums if known is None else known.plus(sums)
-    return (found[keys] for keys in sorted(found, key=_in_order))
+def _merged(parts: list[list[tuple[Any, ...]]], keys: int) -> Iterator[Sums]:
+    """Add up the groups of several parts of the rows, in the keys' order. Their keys are bytes, as in the file."""
+    found: dict[tuple[bytes | None, ...], Sums] = {}
+    for row in chain.from_iterable(parts):
+        sums, known = _sums(row, keys), found.get(row[:keys])
+        found[row[:keys]] = sums if known is None else known.plus(sums)
+    return (
+        found[raw]._replace(keys=tuple(None if key is None else as_utf8(key) for key in raw))
+        for raw in sorted(found, key=_in_order)
+    )
 
 
-def _in_order(keys: tuple[str | None, ...]) -> list[tuple[bool, bytes]]:
+def _in_order(keys: tuple[bytes | None, ...]) -> list[tuple[bool, bytes]]:
     """Sort keys as SQLite does: none first, text by its bytes."""
-    return [(key is not None, (key or "").encode()) for key in keys]
+    return [(key is not None, key or b"") for key in keys]
 
 
 def _rows(
-    reader: Reader, filters: Filters, by: Sequence[str], zone: tzinfo | None, condition: str
+    reader: Reader, filters: Filters, by: Sequence[str], zone: tzinfo | None, condition: str, raw: bool = False
 ) -> Iterator[tuple[Any, ...]]:
-    """Return what `_sums` reads, a row for each group."""
+    """Return what `_sums` reads, a row for each group; with `raw`, its keys are bytes."""
     connection = reader.connection
     _register(connection, zone)
     where, values = filters.where()
     told = GROUPS if zone is not None else GROUPS | _OF_UTC
     keys = ", ".join(f"key_{place}" for place, _ in enumerate(by))
     shown = f"{keys}, " if by else ""
+    told_keys = "".join(f"CAST(key_{place} AS BLOB), " for place, _ in enumerate(by)) if raw else shown
     parts = _split(reader.table("usage_iterations", ("total_cost",)), by) if "model" in by else _whole(shown)
     return connection.execute(
         f"""
@@ -183,7 +186,7 @@ def _rows(
             FROM {reader.table()} WHERE {where} AND {condition}
         ),
         {parts}
-        SELECT {shown} coalesce(sum(request), 0), coalesce(sum(requires_manual_review), 0), {BOOKS},
+        SELECT {told_keys} coalesce(sum(request), 0), coalesce(sum(requires_manual_review), 0), {BOOKS},
             {", ".join(f"coalesce(sum({name}), 0)" for name in COUNTS)}
         FROM parts {f"GROUP BY {keys} ORDER BY {keys}" if by else ""}
         """,
