@@ -54,10 +54,14 @@ def test_the_batch_of_a_busy_loop_fills_for_one_turn_more(ledger: Path) -> None:
         first = writer.submit(entry("first"))
         time.sleep(BUSY_SECONDS * 4)
         await asyncio.sleep(0)
+        assert writer._wake.empty()  # nothing is handed over yet
         assert writer.submit(entry("of the next turn")) is first
+        await asyncio.sleep(0)
+        assert not writer._wake.empty()
+        writer.start()
         assert await outcome_of(first) is True
 
-    with writing(ledger) as writer:
+    with closing(Writer(ledger, "full")) as writer:
         asyncio.run(run(writer))
     assert ids(ledger) == ["first", "of the next turn"]
 

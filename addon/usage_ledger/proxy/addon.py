@@ -218,7 +218,8 @@ class UsageLedger:
             return
         if judged.entry.only_new:
             judged = await asyncio.to_thread(as_the_ledger_says, judged, settings.ledger)
-        recorded.tell_at_once(judged.entry.record)
+        shows_flows = getattr(ctx.options, "flow_detail", 0)  # an option of mitmdump's
+        (recorded.tell_at_once if shows_flows else recorded.tell)(judged.entry.record)
         duration = judged.entry.record.duration_ms
         mark(flow, judged.verdict, None if duration is None else duration / 1000, judged.is_end_told)
         await self._replaying.add(judged.entry, writer)

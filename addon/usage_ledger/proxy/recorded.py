@@ -38,7 +38,7 @@ def tell(record: Record) -> None:
 
 
 def tell_at_once(record: Record) -> None:
-    """Tell the log of a replayed row now: its line belongs beside its flow, and a replay takes no turns of the loop."""
+    """Tell the log of a row now: a replay takes no turns, and where it shows flows, a line belongs beside its own."""
     line, warns = log_line(record)
     _tell(logging.WARNING if warns else logging.INFO, line)
 
