@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -340,4 +341,12 @@ def test_a_failure_in_a_thread_is_raised_where_somebody_waits_for_it() -> None:
 
     with pytest.raises(sqlite3.DatabaseError, match="malformed"):
         _at_once([lambda: iter([1]), failing])
+    assert _at_once([lambda: iter([1]), lambda: iter([2, 3])]) == [[1], [2, 3]]
+
+
+def test_where_no_thread_is_to_be_had_all_is_done_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError(f"can't start new thread {thread.name}")
+
+    monkeypatch.setattr(Thread, "start", refuse)
     assert _at_once([lambda: iter([1]), lambda: iter([2, 3])]) == [[1], [2, 3]]

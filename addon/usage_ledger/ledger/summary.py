@@ -135,11 +135,18 @@ def _at_once[T](jobs: list[Callable[[], Iterator[T]]]) -> list[list[T]]:
         except Exception as error:  # noqa: BLE001 - it is raised again where somebody waits for it
             failures.append(error)
 
-    threads = [Thread(target=do, args=(place,)) for place, _ in enumerate(jobs) if place]
-    for thread in threads:
-        thread.start()
+    here, threads = [0], []
+    for place in range(1, len(jobs)):
+        thread = Thread(target=do, args=(place,))
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more threads
+            here.append(place)
+        else:
+            threads.append(thread)
     try:
-        do(0)
+        for place in here:
+            do(place)
     finally:
         for thread in threads:
             thread.join()
