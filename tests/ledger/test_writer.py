@@ -105,6 +105,30 @@ def test_what_a_loop_left_when_it_was_closed_is_written_with_what_the_next_one_h
         assert ids(ledger) == ["left", "next"][: 1 if then == "flush" else 2]
 
 
+def test_what_is_in_flight_when_the_writer_is_closed_is_settled(ledger: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A request may begin while the program ends. It is flagged now, and not only by whoever starts next."""
+
+    async def run(writer: Writer) -> None:
+        writer.submit(entry("begun", writer=writer.name))
+        writer.submit(entry("told", writer=writer.name, usage_raw='{"input_tokens":12}', input_tokens=12))
+        writer.submit(entry("over", writer=writer.name, usage_state="complete"))
+        assert await outcome_of(writer.submit(entry("another's", writer="0.1.0 another"))) is True
+
+    with writing(ledger) as writer:
+        asyncio.run(run(writer))
+    with closing(sqlite3.connect(ledger)) as connection:
+        found = connection.execute("SELECT id, usage_state, review_reason FROM usage_records ORDER BY rowid").fetchall()
+    assert found == [
+        ("begun", "missing", "proxy_stopped"),
+        ("told", "partial", "proxy_stopped"),
+        ("over", "complete", None),
+        ("another's", "pending", None),
+    ]
+    assert lines(caplog, "proxy_stopped") == [
+        "usage ledger: 2 request(s) began as the proxy stopped; they are flagged proxy_stopped"
+    ]
+
+
 def test_rows_from_several_flows_are_all_stored(ledger: Path) -> None:
     async def flow(writer: Writer, name: str) -> list[bool]:
         return [await outcome_of(writer.submit(entry(f"{name}-{number}"))) for number in range(20)]

@@ -287,4 +287,4 @@ SETTLE_DEAD = """
         )
     WHERE usage_state = 'pending' AND writer = ?1
 """
-"""Settle the rows that a dead writer left in flight, on what their streams had told so far."""
+"""Settle the rows that a writer left in flight as it ended, on what their streams had told so far."""

@@ -170,6 +170,10 @@ class Store:
         presence.forget_dead_writers(self.path)
         return settled
 
+    def settle_own(self, writer: str) -> int:
+        """Settle the rows that this writer leaves in flight, as whoever starts next would; return how many."""
+        return self.connection.execute(statements.SETTLE_DEAD, (writer,)).rowcount
+
     def close(self) -> None:
         """Close the ledger; what it holds is then in its one file, wherever that was moved to."""
         with contextlib.ExitStack() as entered:

@@ -364,9 +364,19 @@ class Writer:
             _log.error(f"usage ledger: {lost} row(s) could not be stored anywhere before the end, and are lost")
         if self._spilled:
             _log.error(f"usage ledger: {self._spilled} row(s) wait in {self.spill_file} for the next start")
+        self._settle_own()
         self._close_store()
         if self._presence is not None:
             self._presence.leave()
+
+    def _settle_own(self) -> None:
+        """Settle requests that began as the program ended. Where that cannot be, whoever starts next does it."""
+        with contextlib.suppress(OSError, sqlite3.Error):
+            settled = self._store.settle_own(self.name) if self._store is not None else 0
+            if settled:
+                _log.warning(
+                    f"usage ledger: {settled} request(s) began as the proxy stopped; they are flagged proxy_stopped"
+                )
 
     def close(self) -> None:
         """Write what waits and end the thread. Called at exit; calling it again does nothing."""
