@@ -12,7 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from usage_ledger.ledger import reading
+from usage_ledger.ledger import halves
 from usage_ledger.ledger.columns import TOTALLED
 from usage_ledger.ledger.filters import Filters
 from usage_ledger.ledger.money import Books
@@ -26,7 +26,7 @@ from usage_ledger.ledger.summary import COUNTS, GROUPS, Sums, _at_once, client, 
 def _ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large ledger is added up by two threads, half of it by each; here all are, and what comes of it is the same."""
     if request.param == "in halves":
-        monkeypatch.setattr(reading, "MANY", 0)
+        monkeypatch.setattr(halves, "MANY", 0)
 
 
 def entry(id_: str, *iterations: IterationRow, **fields: Any) -> Entry:
@@ -314,7 +314,7 @@ def test_in_halves_it_is_the_same_as_in_one(tmp_path: Path, monkeypatch: pytest.
         }
         found = []
         for many in (2**65, 0):
-            monkeypatch.setattr(reading, "MANY", many)
+            monkeypatch.setattr(halves, "MANY", many)
             found.append([(each, each.fields()) for each in summary(ledger, *by, **filters)])
         assert found[0] == found[1], (by, filters)
 

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,6 @@ from usage_ledger.ledger.marks import LedgerError, check_marks
 from usage_ledger.ledger.paths import sidecars
 
 BUSY_SECONDS = 10.0
-
-MANY = 100_000
-"""Rows from which on it is worth a second thread to add them up."""
 
 
 @contextmanager
@@ -279,44 +276,7 @@ class Reader:
         finally:
             self.connection.execute("COMMIT")
 
-    @contextmanager
-    def halves(self, rowid: str = "rowid") -> Iterator[list[tuple["Reader", str]]]:
-        """Give the rows to two readers, for two threads (SQLite leaves the interpreter to others while it works).
-
-        Each comes with the SQL condition of its half, over `rowid`, and both see the ledger at one moment. It is one
-        reader with all rows where these are not many, not in one plain table, or where no such moment is found.
-        """
-        middle = self._middle()
-        other = None if middle is None else self._once_more()
-        if other is None:
-            yield [(self, "true")]
-            return
-        with closing(other.connection):
-            if not self._is_at_one_moment_with(other):
-                yield [(self, "true")]
-                return
-            try:
-                yield [(self, f"{rowid} < {middle}"), (other, f"{rowid} >= {middle}")]
-            finally:
-                _end(self.connection)
-
-    def _middle(self) -> int | None:
-        """Return the number in the middle of those that SQLite gives to rows; None where they are not worth halving."""
-        if self.connection.in_transaction or self.table() != "usage_records":
-            return None
-        # What is merged of two halves is text, whose bytes tell the order: in no type of their own, and in UTF-8.
-        is_plain = self.connection.execute(
-            "SELECT type = 'table' AND NOT wr AND strict AND (SELECT encoding FROM pragma_encoding) = 'UTF-8' "
-            "FROM pragma_table_list WHERE schema = 'main' AND name = 'usage_records'"
-        ).fetchone()
-        if not is_plain or not is_plain[0]:
-            return None
-        first, last = self.connection.execute(
-            "SELECT (SELECT min(rowid) FROM usage_records), (SELECT max(rowid) FROM usage_records)"
-        ).fetchone()
-        return None if first is None or last - first < MANY else (first + last) // 2
-
-    def _once_more(self) -> "Reader | None":
+    def once_more(self) -> "Reader | None":
         """Open the same file again; None where that cannot be, or where another is in its place."""
         if self._file is None:
             return None
@@ -331,31 +291,6 @@ class Reader:
             pass
         connection.close()
         return None
-
-    def _is_at_one_moment_with(self, other: "Reader") -> bool:
-        """Begin to read with both, and tell whether nobody has written in between; if so, both stay at it.
-
-        The second one does not wait for a lock: without a WAL, who has it may be waiting for the first one.
-        """
-        other.connection.execute("PRAGMA busy_timeout = 0")
-        found = False
-        try:
-            for _ in range(3):
-                before = other.connection.execute("PRAGMA data_version").fetchone()
-                for each in (self, other):
-                    each.connection.execute("BEGIN")
-                    each.connection.execute("SELECT 1 FROM usage_records LIMIT 1").fetchone()  # the moment is chosen
-                found = other.connection.execute("PRAGMA data_version").fetchone() == before
-                if found:
-                    break
-                for each in (self, other):
-                    _end(each.connection)
-        except sqlite3.OperationalError:  # a lock; what else it may be, one reader alone will tell
-            pass
-        finally:
-            if not found:
-                _end(self.connection)
-        return found
 
     def integrity(self) -> list[str]:
         """Return what SQLite finds wrong with the file."""
@@ -413,12 +348,6 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, bytes):
         return as_utf8(value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _end(connection: sqlite3.Connection) -> None:
-    """End a transaction of reading, if it has not ended by itself."""
-    if connection.in_transaction:
-        connection.execute("COMMIT")
 
 
 def as_utf8(raw: bytes) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from usage_ledger.ledger.columns import TOTALLED
 from usage_ledger.ledger.filters import CORRECTED, FINAL, OF_A_SUBSCRIPTION, Filters
+from usage_ledger.ledger.halves import halves_of
 from usage_ledger.ledger.money import BOOKS, EXACT, Books, as_text, books, units
 from usage_ledger.ledger.reading import Reader, as_utf8
 
@@ -116,7 +117,7 @@ def summarize(
         return (_sums(row, len(by)) for row in _rows(reader, filters, by, zone, condition))
     # A filter that has an index is left to it: SQLite would take a span of its own numbers of rows for a better one.
     is_narrow = filters.since is not None or filters.until is not None or filters.flagged
-    with reader.halves("+rowid" if is_narrow else "rowid") as halves:
+    with halves_of(reader, "+rowid" if is_narrow else "rowid") as halves:
         raw = len(halves) > 1
         found = _at_once(
             [partial(_rows, half, filters, by, None, f"{condition} AND {its_part}", raw) for half, its_part in halves]
