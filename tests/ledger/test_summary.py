@@ -340,8 +340,8 @@ def test_a_failure_in_a_thread_is_raised_where_somebody_waits_for_it() -> None:
         raise sqlite3.DatabaseError("database disk image is malformed")
 
     with pytest.raises(sqlite3.DatabaseError, match="malformed"):
-        _at_once([lambda: iter([1]), failing])
-    assert _at_once([lambda: iter([1]), lambda: iter([2, 3])]) == [[1], [2, 3]]
+        _at_once(lambda: iter([1]), failing)
+    assert _at_once(lambda: iter([1]), lambda: iter([2, 3])) == [[1], [2, 3]]
 
 
 def test_where_no_thread_is_to_be_had_all_is_done_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,4 +349,4 @@ def test_where_no_thread_is_to_be_had_all_is_done_in_one(monkeypatch: pytest.Mon
         raise RuntimeError(f"can't start new thread {thread.name}")
 
     monkeypatch.setattr(Thread, "start", refuse)
-    assert _at_once([lambda: iter([1]), lambda: iter([2, 3])]) == [[1], [2, 3]]
+    assert _at_once(lambda: iter([1]), lambda: iter([2, 3])) == [[1], [2, 3]]

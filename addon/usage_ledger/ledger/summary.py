@@ -11,7 +11,6 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from functools import partial
 from itertools import chain
-from threading import Thread
 from typing import Any, NamedTuple
 
 from usage_ledger.ledger.columns import TOTALLED
@@ -120,40 +119,27 @@ def summarize(
     with halves_of(reader, "+rowid" if is_narrow else "rowid") as halves:
         raw = len(halves) > 1
         found = _at_once(
-            [partial(_rows, half, filters, by, None, f"{condition} AND {its_part}", raw) for half, its_part in halves]
+            *(partial(_rows, half, filters, by, None, f"{condition} AND {its_part}", raw) for half, its_part in halves)
         )
     return _merged(found, len(by)) if raw else (_sums(row, len(by)) for row in found[0])
 
 
-def _at_once[T](jobs: list[Callable[[], Iterator[T]]]) -> list[list[T]]:
-    """Do the first job here and each other one in a thread of its own; return all that each gives."""
-    done: list[list[T]] = [[] for _ in jobs]
-    failures: list[Exception] = []
+def _at_once[T](here: Callable[[], Iterator[T]], *elsewhere: Callable[[], Iterator[T]]) -> list[list[T]]:
+    """Return all that each job gives: the first is done here, and meanwhile the others in a thread of their own."""
 
-    def do(place: int) -> None:
-        try:
-            done[place] = list(jobs[place]())
-        except Exception as error:  # noqa: BLE001 - it is raised again where somebody waits for it
-            failures.append(error)
+    def all_of(job: Callable[[], Iterator[T]]) -> list[T]:
+        return list(job())
 
-    here, threads = [0], []
-    for place in range(1, len(jobs)):
-        thread = Thread(target=do, args=(place,))
+    if not elsewhere:
+        return [all_of(here)]
+    from concurrent.futures import ThreadPoolExecutor  # takes 12 ms, which small ledgers need not wait for
+
+    with ThreadPoolExecutor(1) as thread:
         try:
-            thread.start()
+            others = [thread.submit(all_of, job) for job in elsewhere]
         except RuntimeError:  # the system gives no more threads
-            here.append(place)
-        else:
-            threads.append(thread)
-    try:
-        for place in here:
-            do(place)
-    finally:
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
-    return done
+            return [all_of(job) for job in (here, *elsewhere)]
+        return [all_of(here), *(each.result() for each in others)]
 
 
 def _merged(parts: list[list[tuple[Any, ...]]], keys: int) -> Iterator[Sums]:
