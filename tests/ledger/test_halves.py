@@ -66,7 +66,20 @@ def test_both_halves_stay_at_their_moment_until_the_end(many: Path) -> None:
     with open_for_reading(many) as reader, halves_of(reader) as found:
         fill(many, "later")
         assert set.union(*map(ids_in, found)) == before
+        assert reader.connection.in_transaction
     assert all_of(many) == before | {"later"}
+
+
+def test_afterwards_the_reader_goes_on_with_what_is_new(many: Path) -> None:
+    """A transaction that stays open would keep the ledger's -wal from being taken in."""
+    with open_for_reading(many) as reader:
+        with halves_of(reader) as found:
+            assert len(found) == 2
+        fill(many, "later")
+        assert "later" in {row[0] for row in reader.rows(Filters(), ["id"])}
+        with pytest.raises(RuntimeError), halves_of(reader):
+            raise RuntimeError
+        assert not reader.connection.in_transaction
 
 
 @pytest.mark.parametrize(("writes", "readers"), [(1, 2), (1000, 1)])

@@ -114,7 +114,6 @@ class UsageLedger:
         writer.start()
         await self._replaying.finish()
         await writer.flush()
-        recorded.tell_all()
         self._replaying.end()
 
     # The life of a request.
